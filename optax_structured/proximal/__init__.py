@@ -1,0 +1,48 @@
+"""Elements of proximal optimizers, to be chained in this order."""
+
+from optax_structured.proximal.averaging import (
+    DualAveragingState,
+    MovingAverageState,
+    dual_averaging,
+    moving_average,
+)
+from optax_structured.proximal.preconditioners import (
+    AdamPreconditionerState,
+    AdaptivePreconditionerState,
+    adam_preconditioner,
+    adaptive_preconditioner,
+)
+from optax_structured.proximal.prox_step import (
+    PointState,
+    ProxStepState,
+    prox_point,
+    prox_step,
+    record_point,
+)
+from optax_structured.proximal.restart import RestartState, Stages, restart_at
+from optax_structured.proximal.solvers import Exact, ProximalGradient, Solver, WeightedALS
+from optax_structured.proximal.subproblem import Subproblem
+
+__all__ = [
+    "AdamPreconditionerState",
+    "AdaptivePreconditionerState",
+    "DualAveragingState",
+    "Exact",
+    "MovingAverageState",
+    "PointState",
+    "ProxStepState",
+    "ProximalGradient",
+    "RestartState",
+    "Solver",
+    "Stages",
+    "Subproblem",
+    "WeightedALS",
+    "adam_preconditioner",
+    "adaptive_preconditioner",
+    "dual_averaging",
+    "moving_average",
+    "prox_point",
+    "prox_step",
+    "record_point",
+    "restart_at",
+]

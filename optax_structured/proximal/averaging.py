@@ -1,0 +1,190 @@
+"""The first proximal elements: from gradients to a direction and a centre."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_structured.checks import check_fraction, check_nonnegative
+from optax_structured.proximal.clock import (
+    Clock,
+    ScalarOrSchedule,
+    new_clock,
+    now,
+    root_of_count,
+    tick,
+)
+from optax_structured.proximal.subproblem import Subproblem, at_least_float32, scalar_dtype
+
+
+class DualAveragingState(NamedTuple):
+    """State of `dual_averaging`."""
+
+    clock: Clock  # steps since init, for schedules; kept by a restart
+    steps: jax.Array  # () int32: t, steps since the last restart
+    alpha: jax.Array  # () float32 or wider: the sum of all s
+    anchor: Any  # like params, float32 or wider: W0, changes at a restart only
+    gradient_sum: Any  # like params, float32 or wider: V
+
+
+def dual_averaging(learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
+    r"""Weighted sum of all gradients around the point where training started.
+
+    With :math:`t` the number of steps and :math:`s_t = \eta\sqrt t`,
+
+    .. math::
+        \alpha_t = \alpha_{t-1} + s_t, \qquad V_t = V_{t-1} + s_t G_t,
+
+    each leaf of the updates becomes the subproblem :math:`\langle V_t, w\rangle +
+    \tfrac{\sqrt t}{2}\|w - W_0\|^2 + \alpha_t\lambda\psi(w)`, for `adaptive_preconditioner` to
+    give another metric than :math:`\sqrt t`, and for `prox_step` to solve.
+
+    Args:
+      learning_rate: :math:`\eta`, a number or schedule, 1e-3 to 5e-2 under
+        `adaptive_preconditioner`, 0.1 to 25 without. Keep it constant between restarts: the theory
+        of identification needs it.
+
+    Returns:
+      The first element of a proximal chain. Its state is `DualAveragingState`.
+
+    Equals, followed by `prox_step` without regularizer, modernized dual averaging:
+    :math:`W_t = W_0 - \eta t^{-1/2}\sum_k \sqrt k\, G_k`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = optax.chain(oxs.dual_averaging(0.1), oxs.prox_step(oxs.L1(), 0.5))
+      >>> params = jnp.array([1.0, 0.01])
+      >>> updates, _ = optimizer.update(jnp.ones(2), optimizer.init(params), params)
+      >>> print(optax.apply_updates(params, updates))
+      [ 0.85 -0.04]
+
+    References:
+      Huang and Lee, `Training Structured Neural Networks Through Manifold Identification and
+      Variance Reduction <https://arxiv.org/abs/2112.02612>`_, 2022.
+    """
+    check_nonnegative("learning_rate", learning_rate)
+
+    def init(params: Any) -> DualAveragingState:
+        return DualAveragingState(
+            clock=new_clock(),
+            steps=jnp.zeros((), jnp.int32),
+            alpha=jnp.zeros((), scalar_dtype(params)),
+            # A copy: sharing the buffer of params would make their donation fail.
+            anchor=jax.tree.map(lambda p: jnp.array(at_least_float32(p), copy=True), params),
+            gradient_sum=jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params),
+        )
+
+    def update(
+        updates: Any, state: DualAveragingState, params: Any = None, **_: Any
+    ) -> tuple[Any, DualAveragingState]:
+        del params
+        steps = optax.safe_increment(state.steps)
+        root = root_of_count(steps, state.alpha.dtype)
+        share = now(learning_rate, state.clock) * root
+        alpha = state.alpha + share.astype(state.alpha.dtype)
+        sums = jax.tree.map(
+            lambda v, g: v + share.astype(v.dtype) * g.astype(v.dtype), state.gradient_sum, updates
+        )
+        subproblems = jax.tree.map(
+            lambda g, v, centre: Subproblem(v, root.astype(v.dtype), centre, alpha, g, share),
+            updates,
+            sums,
+            state.anchor,
+        )
+        return subproblems, DualAveragingState(tick(state.clock), steps, alpha, state.anchor, sums)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class MovingAverageState(NamedTuple):
+    """State of `moving_average`."""
+
+    clock: Clock  # steps since init, for schedules; kept by a restart
+    total: jax.Array  # () float32 or wider: the average of ones, 1 - decay^t
+    mean: Any  # like params, float32 or wider: m
+
+
+def moving_average(
+    learning_rate: ScalarOrSchedule,
+    decay: ScalarOrSchedule = 0.9,
+    *,
+    debias: bool = True,
+    weight: ScalarOrSchedule | None = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moving average of gradients around the current, decayed, parameters.
+
+    .. math:: m_t = \beta m_{t-1} + (1-\beta) G_t
+
+    Each leaf of the updates becomes the subproblem :math:`\langle \eta\hat m_t, w\rangle +
+    \tfrac12\|w - (1-\gamma d) W_{t-1}\|^2 + \gamma\lambda\psi(w)` with weight :math:`\gamma` and
+    weight decay :math:`d`: decay comes before the step, so it moves the centre of the prox.
+
+    Args:
+      learning_rate: :math:`\eta`, a number or schedule.
+      decay: :math:`\beta` in [0, 1), or a schedule.
+      debias: divide m by :math:`1-\beta^t` (for a schedule, by the average of ones).
+      weight: :math:`\gamma`, a number or schedule; by default the learning rate.
+      weight_decay: d, decoupled, a number or schedule; 0 to 0.1.
+
+    Returns:
+      The first element of a proximal chain; its update needs `params`. Its state is
+      `MovingAverageState`.
+
+    Equals, followed by `prox_step` without regularizer and without debias, `optax.sgd` on the
+    moving average of the gradients.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = optax.chain(oxs.moving_average(0.1), oxs.prox_step(oxs.L1(), 0.5))
+      >>> params = jnp.array([1.0, 0.01])
+      >>> updates, _ = optimizer.update(jnp.ones(2), optimizer.init(params), params)
+      >>> print(optax.apply_updates(params, updates))
+      [ 0.85 -0.04]
+
+    References:
+      Yun, Lozano and Yang, `Adaptive Proximal Gradient Methods for Structured Neural Networks
+      <https://arxiv.org/abs/2007.07484>`_, 2021.
+    """
+    check_nonnegative("learning_rate", learning_rate)
+    check_fraction("decay", decay)
+    check_nonnegative("weight_decay", weight_decay)
+    if weight is not None:
+        check_nonnegative("weight", weight)
+
+    def init(params: Any) -> MovingAverageState:
+        return MovingAverageState(
+            clock=new_clock(),
+            total=jnp.zeros((), scalar_dtype(params)),
+            mean=jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params),
+        )
+
+    def update(
+        updates: Any, state: MovingAverageState, params: Any = None, **_: Any
+    ) -> tuple[Any, MovingAverageState]:
+        if params is None:
+            raise ValueError(
+                "moving_average needs the current parameters: call update(grads, state, params)"
+            )
+        dtype = state.total.dtype
+        rate, keep = (jnp.asarray(now(x, state.clock), dtype) for x in (learning_rate, decay))
+        gamma = rate if weight is None else jnp.asarray(now(weight, state.clock), dtype)
+        shrink = 1 - gamma * jnp.asarray(now(weight_decay, state.clock), dtype)
+        total = keep * state.total + (1 - keep)
+        step = rate / total if debias else rate
+
+        def average(m: jax.Array, g: jax.Array) -> jax.Array:
+            return keep.astype(m.dtype) * m + (1 - keep).astype(m.dtype) * g.astype(m.dtype)
+
+        def pose(g: jax.Array, m: jax.Array, p: jax.Array) -> Subproblem:
+            centre = shrink.astype(m.dtype) * p.astype(m.dtype)
+            return Subproblem(
+                step.astype(m.dtype) * m, jnp.ones((), m.dtype), centre, gamma, g, None
+            )
+
+        mean = jax.tree.map(average, state.mean, updates)
+        subproblems = jax.tree.map(pose, updates, mean, params)
+        return subproblems, MovingAverageState(tick(state.clock), total, mean)
+
+    return optax.GradientTransformationExtraArgs(init, update)

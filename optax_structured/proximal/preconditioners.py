@@ -1,0 +1,183 @@
+"""The middle proximal elements: a diagonal metric from the squares of raw gradients."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_structured.checks import check_fraction, check_positive
+from optax_structured.proximal.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.proximal.roots import cube_root
+from optax_structured.proximal.subproblem import (
+    Subproblem,
+    at_least_float32,
+    scalar_dtype,
+    subproblems_only,
+)
+
+
+class AdaptivePreconditionerState(NamedTuple):
+    """State of `adaptive_preconditioner`."""
+
+    clock: Clock  # steps since init, for schedules; kept by a restart
+    square_sum: Any  # like params, float32 or wider: U
+
+
+def adaptive_preconditioner(
+    eps: ScalarOrSchedule = 1e-6,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The cube-root metric of MADGRAD and RAMDA, between `dual_averaging` and `prox_step`.
+
+    With the weights :math:`s_t` of `dual_averaging`, elementwise,
+
+    .. math:: U_t = U_{t-1} + s_t G_t^2, \qquad P_t = \sqrt[3]{U_t} + \epsilon.
+
+    Args:
+      eps: :math:`\epsilon > 0`, outside the root, in the unit of
+        :math:`(\eta\,G^2)^{1/3}`; a number or schedule, 1e-8 to 1e-4. Entries that never received a
+        gradient have just this metric.
+
+    Returns:
+      An element that takes and gives subproblems. Its state is `AdaptivePreconditionerState`.
+
+    Without it, the metric is the scalar :math:`\sqrt t` of `dual_averaging`: RMDA.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = optax.chain(
+      ...     oxs.dual_averaging(0.001), oxs.adaptive_preconditioner(), oxs.prox_step())
+      >>> params = jnp.ones(2)
+      >>> updates, _ = optimizer.update(jnp.array([1.0, 8.0]), optimizer.init(params), params)
+      >>> print(updates)  # a first step of (learning rate^2 * gradient)^(1/3)
+      [-0.0099999 -0.02     ]
+
+    References:
+      Defazio and Jelassi, `Adaptivity without Compromise <https://arxiv.org/abs/2101.11075>`_, 2022;
+      Huang and Lee, `Regularized Adaptive Momentum Dual Averaging
+      <https://arxiv.org/abs/2403.14398>`_, 2024.
+    """
+    check_positive("eps", eps)
+
+    def init(params: Any) -> AdaptivePreconditionerState:
+        return AdaptivePreconditionerState(
+            new_clock(), jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
+        )
+
+    def update(
+        updates: Any, state: AdaptivePreconditionerState, params: Any = None, **_: Any
+    ) -> tuple[Any, AdaptivePreconditionerState]:
+        del params
+        subproblems_only(updates, "adaptive_preconditioner", "dual_averaging")
+        floor = now(eps, state.clock)
+
+        def add_square(sub: Subproblem, u: jax.Array) -> jax.Array:
+            if sub.share is None:
+                raise TypeError(
+                    "adaptive_preconditioner sums squares with the weights of dual_averaging, "
+                    "which moving_average does not have: use adam_preconditioner after it"
+                )
+            return u + sub.share.astype(u.dtype) * jnp.square(sub.gradient.astype(u.dtype))
+
+        def precondition(sub: Subproblem, u: jax.Array) -> Subproblem:
+            return dataclasses.replace(sub, metric=cube_root(u) + jnp.asarray(floor, u.dtype))
+
+        square_sum = jax.tree.map(add_square, updates, state.square_sum)
+        preconditioned = jax.tree.map(precondition, updates, square_sum)
+        return preconditioned, AdaptivePreconditionerState(tick(state.clock), square_sum)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class AdamPreconditionerState(NamedTuple):
+    """State of `adam_preconditioner`."""
+
+    clock: Clock  # steps since init, for schedules; kept by a restart
+    total: jax.Array  # () float32 or wider: the average of ones, 1 - b2^t
+    mean_square: Any  # like params, float32 or wider: v
+    max_mean_square: Any  # like params under AMSGrad, else None
+
+
+def adam_preconditioner(
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    *,
+    amsgrad: bool = False,
+    debias: bool = True,
+    head_start: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The square-root metric of Adam, between `moving_average` and `prox_step`.
+
+    .. math:: v_t = b_2 v_{t-1} + (1-b_2) G_t^2, \qquad
+        P_t = \sqrt{v_t / (1-b_2^t)} + \epsilon.
+
+    Args:
+      b2: decay of the mean square, in [0, 1), or a schedule.
+      eps: :math:`\epsilon > 0` outside the root, in the unit of the gradient; a number or schedule.
+      amsgrad: take the largest :math:`v` so far, before the correction of bias.
+      debias: divide v by :math:`1-b_2^t` (for a schedule, by the average of ones).
+      head_start: steps by which t is ahead in that correction. The published code of relaxed
+        ProxSGD divides by :math:`1-b_2^{t+1}`: there it is 1.
+
+    Returns:
+      An element that takes and gives subproblems. Its state is `AdamPreconditionerState`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = optax.chain(
+      ...     oxs.moving_average(0.1), oxs.adam_preconditioner(), oxs.prox_step())
+      >>> params = jnp.ones(2)
+      >>> updates, _ = optimizer.update(jnp.array([1.0, 8.0]), optimizer.init(params), params)
+      >>> print(updates)  # Adam's first step
+      [-0.1 -0.1]
+
+    References:
+      Yun, Lozano and Yang, `Adaptive Proximal Gradient Methods for Structured Neural Networks
+      <https://arxiv.org/abs/2007.07484>`_, 2021.
+    """
+    check_fraction("b2", b2)
+    check_positive("eps", eps)
+    if not (isinstance(head_start, int) and head_start >= 0):
+        raise ValueError(f"head_start must be a whole number of at least 0, got {head_start!r}")
+
+    def init(params: Any) -> AdamPreconditionerState:
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
+        clock = new_clock()
+        ahead = jnp.asarray(now(b2, clock), scalar_dtype(params)) ** head_start
+        return AdamPreconditionerState(
+            clock, 1 - ahead, zeros, jax.tree.map(jnp.zeros_like, zeros) if amsgrad else None
+        )
+
+    def update(
+        updates: Any, state: AdamPreconditionerState, params: Any = None, **_: Any
+    ) -> tuple[Any, AdamPreconditionerState]:
+        del params
+        subproblems_only(updates, "adam_preconditioner", "moving_average")
+        keep = jnp.asarray(now(b2, state.clock), state.total.dtype)
+        floor = now(eps, state.clock)
+        total = keep * state.total + (1 - keep)
+
+        def average(sub: Subproblem, v: jax.Array) -> jax.Array:
+            if sub.share is not None:
+                raise TypeError(
+                    "adam_preconditioner goes with moving_average; after dual_averaging, whose "
+                    "direction is a sum and not a mean, use adaptive_preconditioner"
+                )
+            square = jnp.square(sub.gradient.astype(v.dtype))
+            return keep.astype(v.dtype) * v + (1 - keep).astype(v.dtype) * square
+
+        def precondition(sub: Subproblem, v: jax.Array) -> Subproblem:
+            mean = v / total.astype(v.dtype) if debias else v
+            return dataclasses.replace(sub, metric=jnp.sqrt(mean) + jnp.asarray(floor, v.dtype))
+
+        mean_square = jax.tree.map(average, updates, state.mean_square)
+        largest = state.max_mean_square
+        if amsgrad:
+            largest = jax.tree.map(jnp.maximum, largest, mean_square)
+        preconditioned = jax.tree.map(precondition, updates, largest if amsgrad else mean_square)
+        return preconditioned, AdamPreconditionerState(
+            tick(state.clock), total, mean_square, largest
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)

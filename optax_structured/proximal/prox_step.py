@@ -1,0 +1,243 @@
+"""The last proximal element: solves each subproblem and turns the point into an update."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_structured.checks import check_nonnegative
+from optax_structured.proximal.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.proximal.solvers import Exact, Solver
+from optax_structured.proximal.subproblem import Subproblem, at_least_float32
+from optax_structured.regularizers.base import Regularizer
+from optax_structured.trees import Rules, as_rules, resolve
+
+
+class ProxStepState(NamedTuple):
+    """State of `prox_step`."""
+
+    clock: Clock  # steps since init, for schedules; kept by a restart
+
+
+def prox_step(
+    regularizer: Regularizer | Rules | None = None,
+    strength: ScalarOrSchedule | None = None,
+    *,
+    weight: ScalarOrSchedule | None = None,
+    solver: Solver = Exact(),  # noqa: B008  (frozen)
+) -> optax.GradientTransformationExtraArgs:
+    r"""Proximal step: after the proximal elements, or after any optax optimizer.
+
+    At the end of a proximal chain it minimises the subproblem of each leaf,
+
+    .. math:: \hat W = \arg\min_w \langle V, w\rangle
+        + \tfrac12\langle w - W_0, P (w - W_0)\rangle + \alpha\lambda\,\psi(w),
+
+    and after any other transformation with updates :math:`u` and a step size :math:`\gamma`,
+
+    .. math:: \hat W = \operatorname{prox}_{\gamma\lambda\psi}(W + u).
+
+    The update is :math:`\hat W - W`, so what is zero in :math:`\hat W` is exactly zero in the new
+    parameters, in any precision, if nothing follows but the `optax.scale` of momentum.
+
+    Args:
+      regularizer: :math:`\psi`, one `Regularizer` for all leaves that can take it, or `rules` of
+        them; None changes nothing. Leaves without one get :math:`W_0 - V/P`, or :math:`W + u`.
+      strength: :math:`\lambda`, in units of the loss per unit of :math:`\psi`: a number or
+        schedule. It does not depend on the learning rate. 0 switches penalties off, not
+        constraints. Place it between 0 and `strength_max`; sweep by factors of 2.
+      weight: :math:`\gamma`, the learning rate of the optimizer before, a number or schedule. Only
+        after plain updates, where it is required: a prox cannot read it off the updates.
+      solver: how subproblems in a diagonal metric are solved: `Exact`, `ProximalGradient` or
+        `WeightedALS`.
+
+    Returns:
+      An element that needs `params` and must be the last one, but for `record_point` and the
+      `optax.scale` of momentum. Its state is `ProxStepState`.
+
+    Raises:
+      ValueError: a negative or NaN strength or weight; a regularizer without strength; a missing
+        or superfluous weight; missing `params`; a rule that matches nothing.
+
+    Equals projection onto the constraint for `Box` and `NonNegative`, and does nothing without
+    regularizer.
+
+    After an adaptive optimizer such as Adam this prox is in the Euclidean metric and not in that of
+    the optimizer: use `prox_adam` for the latter.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = optax.chain(optax.sgd(0.1), oxs.prox_step(oxs.L1(), 2.0, weight=0.1))
+      >>> params = jnp.array([1.0, 0.1])
+      >>> updates, _ = optimizer.update(jnp.zeros(2), optimizer.init(params), params)
+      >>> print(optax.apply_updates(params, updates))
+      [0.8 0. ]
+    """
+    if regularizer is not None and strength is None:
+        raise ValueError(
+            "prox_step got a regularizer but no strength: give strength=..., a number or schedule "
+            "(for a constraint such as Box, which has none, any positive number)"
+        )
+    if strength is not None:
+        check_nonnegative("strength", strength)
+    if weight is not None:
+        check_nonnegative("weight", weight)
+    switched_off = isinstance(strength, int | float) and strength == 0
+
+    def specs(params: Any) -> list[Regularizer | None]:
+        found = resolve(as_rules(regularizer), params)
+        for spec in found:
+            if not (spec is None or isinstance(spec, Regularizer)):
+                raise TypeError(
+                    f"prox_step takes a Regularizer such as L1(), rules of them, or None; got "
+                    f"{spec!r}"
+                )
+        if regularizer is not None:
+            _check_some_leaf_takes(regularizer, found, params)
+        return [spec if spec and (spec.constraint or not switched_off) else None for spec in found]
+
+    def init(params: Any) -> ProxStepState:
+        specs(params)  # a rule that matches nothing fails here, not at the first step
+        return ProxStepState(new_clock())
+
+    def update(
+        updates: Any, state: ProxStepState, params: Any = None, **_: Any
+    ) -> tuple[Any, ProxStepState]:
+        if params is None:
+            raise ValueError(
+                "prox_step needs the current parameters: call update(grads, state, params)"
+            )
+        gamma = None if weight is None else now(weight, state.clock)
+        scale = 0.0 if strength is None else now(strength, state.clock)
+
+        def step(u: Any, p: jax.Array, spec: Regularizer | None) -> jax.Array:
+            sub = u if isinstance(u, Subproblem) else None
+            _check_weight(sub, gamma, spec)
+            if sub is None:
+                if spec is None:
+                    return u
+                sub = _around_plain(u, p, gamma)
+            if spec is None:
+                point = sub.centre - sub.linear / sub.metric
+            else:
+                tau = (sub.weight * scale).astype(sub.linear.dtype)
+                point = solver.solve(spec, sub.linear, sub.metric, sub.centre, tau, p)
+            return (point - p.astype(point.dtype)).astype(sub.dtype)
+
+        leaves, structure = jax.tree.flatten(updates)
+        rows = zip(leaves, structure.flatten_up_to(params), specs(params), strict=True)
+        updates = structure.unflatten([step(*row) for row in rows])
+        return updates, ProxStepState(tick(state.clock))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_some_leaf_takes(regularizer: Any, found: list[Any], params: Any) -> None:
+    """A default that fits no leaf at all is a mistake, unless there are only scalars and biases."""
+    default = as_rules(regularizer).default
+    for leaf in jax.tree.leaves(params):
+        if not any(found) and jnp.ndim(leaf) >= 2 and isinstance(default, Regularizer):
+            try:
+                default.check(jnp.shape(leaf))
+            except ValueError as error:
+                raise ValueError(
+                    f"no leaf can take the regularizer {default!r}, so it would do nothing: {error}"
+                ) from error
+
+
+def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None) -> None:
+    if sub is not None and weight is not None:
+        raise ValueError(
+            "prox_step got weight=... after dual_averaging or moving_average, which bring their "
+            "own: leave it out"
+        )
+    if sub is None and weight is None and spec is not None:
+        raise ValueError(
+            "prox_step after a plain optax transformation needs weight=..., its learning rate "
+            "(number or schedule): the threshold is weight * strength"
+        )
+
+
+def _around_plain(u: jax.Array, p: jax.Array, weight: Any) -> Subproblem:
+    """The prox of W + u in the Euclidean metric, as a subproblem."""
+    centre = at_least_float32(p) + u
+    one = jnp.ones((), centre.dtype)
+    return Subproblem(jnp.zeros_like(centre), one, centre, jnp.asarray(weight), u, None)
+
+
+class PointState(NamedTuple):
+    """State of `record_point`."""
+
+    point: Any  # like params: the prox point of the last step, the initial params before
+
+
+def record_point() -> optax.GradientTransformationExtraArgs:
+    r"""Keeps the prox point :math:`\hat W` of the last step in the state, for `prox_point`.
+
+    Stands between `prox_step` and the `optax.scale` of momentum, where :math:`\hat W` is the
+    parameters plus the update. It is exactly structured long before the averaged :math:`W` is.
+    Costs one copy of the parameters, in their dtype.
+
+    Returns:
+      An element that passes updates through and needs `params`. Its state is `PointState`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = oxs.ramda(0.01, oxs.L1(), 2.0, momentum=0.9, keep_point=True)
+      >>> params = jnp.array([1.0, 0.001])
+      >>> _, state = optimizer.update(jnp.ones(2), optimizer.init(params), params)
+      >>> print(oxs.prox_point(state))
+      [0.8607747 0.       ]
+    """
+
+    def init(params: Any) -> PointState:
+        return PointState(jax.tree.map(lambda p: jnp.array(p, copy=True), params))
+
+    def update(
+        updates: Any, state: PointState, params: Any = None, **_: Any
+    ) -> tuple[Any, PointState]:
+        del state
+        if params is None:
+            raise ValueError(
+                "record_point needs the current parameters: call update(grads, state, params)"
+            )
+        return updates, PointState(optax.apply_updates(params, updates))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def prox_point(state: Any) -> Any:
+    r"""The prox point :math:`\hat W` of the last step, read from an optimizer state.
+
+    Args:
+      state: state of an optimizer built with `keep_point=True` or with `record_point`, however
+        deeply wrapped (chain, partition, masked, MultiSteps, restart_at, inject_hyperparams).
+
+    Returns:
+      A tree like the parameters; leaves that no `record_point` sees are `optax.MaskedNode`.
+
+    Raises:
+      ValueError: no recorded point in `state`.
+
+    Example: see `record_point`.
+    """
+
+    def is_point(node: Any) -> bool:
+        return isinstance(node, PointState)
+
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    points = [s.point for s in jax.tree.leaves(state, is_leaf=is_point) if is_point(s)]
+    if not points:
+        raise ValueError(
+            "the state holds no prox point: build the recipe with keep_point=True, or put "
+            "record_point() after prox_step (without momentum the parameters are the prox point)"
+        )
+    merged = points[0]
+    for point in points[1:]:  # under optax.partition each part records its own leaves
+        merged = jax.tree.map(
+            lambda a, b: b if is_masked(a) else a, merged, point, is_leaf=is_masked
+        )
+    return merged

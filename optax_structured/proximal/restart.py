@@ -1,0 +1,198 @@
+"""Restarts, and the schedules of training in stages."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_structured.checks import check_fraction
+from optax_structured.proximal.clock import Clock, ScalarOrSchedule
+
+_Injected = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
+
+
+class RestartState(NamedTuple):
+    """State of `restart_at`."""
+
+    steps: jax.Array  # () int32: steps since init
+    inner_state: Any  # fresh at each milestone, but for its clocks and injected hyperparameters
+
+
+def restart_at(
+    inner: optax.GradientTransformation, milestones: Sequence[int]
+) -> optax.GradientTransformationExtraArgs:
+    """Restarts `inner` around the current parameters after the given numbers of steps.
+
+    Before the step that follows step m, for each m of `milestones`, the state of `inner` becomes
+    `inner.init(params)`: for `ramda` and `rmda` the anchor moves to the current parameters and all
+    sums start again. What counts steps for schedules is kept (the clocks of our elements, the
+    counters of `optax.scale_by_schedule` and `optax.inject_hyperparams`), so schedules are
+    functions of the steps of the whole run. Counters for the correction of bias, as Adam's, start
+    again. The switch is a `jnp.where`: no host sync, and nothing to recompile.
+
+    Args:
+      inner: any transformation whose `init` may be traced.
+      milestones: increasing whole numbers of steps done, each at least 1; may be empty.
+
+    Returns:
+      The wrapped transformation; its update needs `params`. Its state is `RestartState`.
+
+    Raises:
+      ValueError: milestones that do not increase from 1 on; missing `params`.
+
+    Equals `inner` before the first milestone, and always if there is none.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = oxs.restart_at(oxs.ramda(0.01), milestones=(200, 400))
+      >>> state = optimizer.init(jnp.ones(3))
+
+    References:
+      Huang and Lee, `Regularized Adaptive Momentum Dual Averaging
+      <https://arxiv.org/abs/2403.14398>`_, 2024. Momentum is not reset there either.
+    """
+    milestones = _checked(milestones)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> RestartState:
+        return RestartState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(
+        updates: Any, state: RestartState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, RestartState]:
+        if params is None:
+            raise ValueError(
+                "restart_at needs the current parameters: call update(grads, state, params)"
+            )
+        inner_state = state.inner_state
+        if milestones:
+            due = jnp.any(state.steps == jnp.asarray(milestones, jnp.int32))
+            fresh = _keep_clocks(inner_state, inner.init(params))
+            inner_state = jax.tree.map(lambda f, s: jnp.where(due, f, s), fresh, inner_state)
+        updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
+        return updates, RestartState(optax.safe_increment(state.steps), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _keep_clocks(old: Any, fresh: Any) -> Any:
+    """`fresh` with the clocks and injected hyperparameters of `old`."""
+
+    def keep(old: Any, fresh: Any) -> Any:
+        if isinstance(old, Clock):
+            return old
+        if isinstance(old, _Injected):
+            return old._replace(inner_state=_keep_clocks(old.inner_state, fresh.inner_state))
+        return fresh
+
+    return jax.tree.map(keep, old, fresh, is_leaf=lambda x: isinstance(x, (Clock, *_Injected)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    r"""Schedules of a run in stages, as in every published run of RAMDA and RMDA.
+
+    Learning rate and eps are multiplied by :math:`\gamma` at each milestone, where `restart_at`
+    restarts. The share :math:`c = 1 - momentum` of the new point is constant, and grows in the last
+    stage as :math:`\min(c\sqrt i, 1)` with i = 1, 2, ...: only once it is 1 are the parameters
+    themselves exactly structured.
+
+    Args:
+      milestones: increasing numbers of steps, where one stage ends and the next begins.
+      gamma: factor of `decay` at each milestone, above 0 and at most 1.
+
+    Raises:
+      ValueError: milestones that do not increase from 1 on; gamma out of range.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> stages = oxs.Stages(milestones=(200, 400))
+      >>> optimizer = oxs.restart_at(
+      ...     oxs.ramda(
+      ...         stages.decay(1e-2), oxs.GroupLasso(group_axis=-2), strength=1e-3,
+      ...         momentum=stages.momentum(0.9), eps=stages.decay(1e-6)),
+      ...     stages.milestones)
+      >>> print(*(f"{stages.decay(1.0)(i):.2f}" for i in (0, 199, 200, 400)))
+      1.00 1.00 0.10 0.01
+      >>> print(*(f"{stages.momentum(0.9)(i):.2f}" for i in (0, 400, 403, 499)))
+      0.90 0.90 0.80 0.00
+
+    References:
+      Huang and Lee, `Regularized Adaptive Momentum Dual Averaging
+      <https://arxiv.org/abs/2403.14398>`_, 2024. The code behind its tables starts the growth of
+      momentum one epoch before the last milestone: `momentum(..., growth_start=...)`.
+    """
+
+    milestones: tuple[int, ...]
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", _checked(self.milestones))
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma must be above 0 and at most 1, got {self.gamma!r}")
+
+    def stage(self, count: jax.Array | int) -> jax.Array:
+        """Index of the stage that the step after `count` steps belongs to, from 0, int32."""
+        return jnp.sum(jnp.asarray(count) >= jnp.asarray(self.milestones, jnp.int32), dtype=int)
+
+    def decay(self, value: ScalarOrSchedule) -> optax.Schedule:
+        """`value` (a number or schedule) times gamma for each milestone passed."""
+
+        def schedule(count: jax.Array) -> jax.Array:
+            base = value(count) if callable(value) else value
+            return base * jnp.asarray(self.gamma, float) ** self.stage(count)
+
+        return schedule
+
+    def momentum(
+        self,
+        value: float,
+        *,
+        growth_start: int | None = None,
+        rule: Literal["last_stage", "per_stage"] = "last_stage",
+    ) -> optax.Schedule:
+        r"""Momentum by stages, from a constant `value` = 1 - c in [0, 1).
+
+        Args:
+          value: momentum before it changes.
+          growth_start: number of steps after which :math:`c\sqrt i` starts at i = 1; by default the
+            last milestone, as in the paper. Published runs: one epoch less.
+          rule: "last_stage", or "per_stage" for the protocol of 2021: c divided by gamma at each
+            milestone, at most 1, and no growth within a stage.
+
+        Returns:
+          A schedule, 0 at the end.
+
+        Raises:
+          ValueError: momentum outside [0, 1), an unknown rule, or a growth_start with "per_stage".
+        """
+        check_fraction("momentum", value)
+        if rule not in ("last_stage", "per_stage") or (rule == "per_stage" and growth_start):
+            raise ValueError(
+                'rule must be "last_stage", or "per_stage" without growth_start; got '
+                f"{rule!r} and growth_start={growth_start!r}"
+            )
+        start = growth_start if growth_start is not None else max(self.milestones, default=0)
+
+        def schedule(count: jax.Array) -> jax.Array:
+            if rule == "per_stage":
+                growth = jnp.asarray(1 / self.gamma, float) ** self.stage(count)
+            else:
+                growth = jnp.sqrt(jnp.maximum(jnp.asarray(count, float) - start + 1, 1.0))
+            return 1 - jnp.minimum((1 - value) * growth, 1.0)
+
+        return schedule
+
+
+def _checked(milestones: Sequence[int]) -> tuple[int, ...]:
+    milestones = tuple(milestones)
+    whole = all(isinstance(m, int) and m >= 1 for m in milestones)
+    if not whole or list(milestones) != sorted(set(milestones)):
+        raise ValueError(
+            "milestones must be increasing whole numbers of steps, at least 1 each; got "
+            f"{milestones!r}"
+        )
+    return milestones

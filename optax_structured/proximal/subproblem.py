@@ -1,0 +1,88 @@
+"""The record that flows between the proximal elements of a chain, one per leaf."""
+
+import dataclasses
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+_REFUSAL = (
+    "a proximal subproblem is not an update yet, and nothing but adaptive_preconditioner or "
+    "adam_preconditioner may stand between dual_averaging (or moving_average) and prox_step. "
+    "Put what acts on gradients (clipping, weight decay, accumulation) before dual_averaging, "
+    "close the chain with prox_step, and wrap apply_if_finite or other control flow around the "
+    "whole recipe."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subproblem:
+    r"""What `prox_step` is to minimise for one leaf.
+
+    .. math::
+        \langle V, w\rangle + \tfrac12 \langle w - W_0, P (w - W_0)\rangle
+            + \alpha \lambda\, \psi(w)
+
+    An opaque leaf on purpose, not a pytree: it has the shape and dtype of the gradient it came
+    from, so that mask functions work on it, and refuses arithmetic, so that a foreign
+    transformation between two proximal elements fails while tracing instead of training wrongly.
+    """
+
+    linear: jax.Array  # V, like the leaf: the direction
+    metric: jax.Array  # P, a positive scalar or like the leaf
+    centre: jax.Array  # W0, like the leaf
+    weight: jax.Array  # alpha, (): multiplies the strength of the regularizer
+    gradient: jax.Array  # the raw gradient of this step, for the preconditioner
+    share: jax.Array | None  # (): weight of this gradient in V, where V is a weighted sum
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.gradient.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.gradient.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.gradient.ndim
+
+    @property
+    def size(self) -> int:
+        return self.gradient.size
+
+    def __repr__(self) -> str:
+        return f"<Subproblem of shape {self.shape}: {_REFUSAL}>"
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"Got a Subproblem of shape {self.shape}: {_REFUSAL}")
+
+    # jnp functions, arithmetic from either side, and the common methods of arrays.
+    __jax_array__ = __array__ = __iter__ = __len__ = __getitem__ = __bool__ = __float__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = (
+        _refuse
+    )
+    __matmul__ = __rmatmul__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse  # type: ignore[assignment]
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    astype = reshape = sum = mean = max = min = conj = _refuse
+
+
+def subproblems_only(updates: Any, element: str, first: str) -> None:
+    """Raises TypeError unless every leaf of `updates` is a `Subproblem`."""
+    for leaf in jax.tree.leaves(updates):
+        if not isinstance(leaf, Subproblem):
+            raise TypeError(
+                f"{element} takes the subproblems of {first}, but got a plain update of shape "
+                f"{jnp.shape(leaf)}: put {first} directly before it in the chain"
+            )
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """`x` in its own precision, float32 at least: that of every accumulator."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def scalar_dtype(tree: Any) -> Any:
+    """The precision of scalars shared by all leaves: the widest of them, float32 at least."""
+    return jnp.result_type(jnp.float32, *jax.tree.leaves(jax.tree.map(jnp.result_type, tree)))

@@ -1,0 +1,81 @@
+"""Constraints as regularizers: the value is 0 inside and infinite outside, the prox projects."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from optax_structured.regularizers.base import Regularizer, promote, widen
+
+
+@dataclasses.dataclass(frozen=True)
+class Box(Regularizer):
+    r"""Every entry stays between two bounds.
+
+    .. math:: \psi(w) = 0 \text{ if } low \le w_i \le high \text{ for all } i,
+        \text{ else } \infty, \qquad \mathrm{prox}(u, m, \tau) = \min(\max(u, low), high)
+
+    whatever the metric and the strength; a strength of 0 does not lift the constraint.
+
+    Args:
+      low: lower bound of every entry, in units of the parameter; may be minus infinity.
+      high: upper bound, above `low`; may be infinity.
+
+    Raises:
+      ValueError: `low` is not below `high`.
+
+    >>> import jax.numpy as jnp
+    >>> print(Box(-1.0, 0.5).prox(jnp.array([-3.0, 0.2, 2.0]), metric=1.0, strength=1.0))
+    [-1.   0.2  0.5]
+    """
+
+    constraint: ClassVar[bool] = True
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"Box needs low < high, got low={self.low!r} and high={self.high!r}")
+
+    def value(self, w: ArrayLike) -> jax.Array:
+        w = widen(w)
+        inside = jnp.all((self.low <= w) & (w <= self.high))
+        return jnp.where(inside, 0.0, jnp.inf).astype(w.dtype)
+
+    def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+        u, _, _ = promote(u, metric, strength)
+        return jnp.clip(u, self.low, self.high)
+
+    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
+        # b / metric has the sign of b, which is all that the answer depends on.
+        return jnp.clip(widen(b), self.low, self.high) == 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class NonNegative(Regularizer):
+    r"""Every entry stays at or above zero.
+
+    .. math:: \psi(w) = 0 \text{ if } w_i \ge 0 \text{ for all } i, \text{ else } \infty, \qquad
+        \mathrm{prox}(u, m, \tau) = \max(u, 0)
+
+    whatever the metric and the strength. Equals `Box(0.0, inf)`.
+
+    >>> import jax.numpy as jnp
+    >>> print(NonNegative().prox(jnp.array([-3.0, 0.2]), metric=1.0, strength=1.0))
+    [0.  0.2]
+    """
+
+    constraint: ClassVar[bool] = True
+
+    def value(self, w: ArrayLike) -> jax.Array:
+        w = widen(w)
+        return jnp.where(jnp.all(w >= 0), 0.0, jnp.inf).astype(w.dtype)
+
+    def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+        u, _, _ = promote(u, metric, strength)
+        return jnp.maximum(u, 0.0)
+
+    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
+        return widen(b) <= 0

@@ -1,0 +1,124 @@
+"""The nuclear norm: low rank, exactly."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from optax_structured.regularizers.base import Regularizer, promote, widen
+from optax_structured.regularizers.proximal_gradient import accelerated_proximal_gradient
+from optax_structured.trees.axes import Axes, normalize_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class NuclearNorm(Regularizer):
+    r"""The sum of the singular values of each matrix in a leaf.
+
+    .. math::
+        \psi(W) = \sum_{\text{batch}} \sum_j \sigma_j(W), \qquad
+        \mathrm{minimise}(B, p, \tau) = \tfrac1p\, U \max(\Sigma - \tau, 0)\, V^\top
+        \quad (B = U \Sigma V^\top)
+
+    for a metric :math:`p` that is constant on each matrix. In any other diagonal metric the
+    singular vectors of the minimiser are those of no given matrix, and it is found by
+    `accelerated_proximal_gradient` from zero, one SVD a step: the first step is the exact zero
+    test :math:`\|B\|_2 \le \tau`, and the last one leaves an exact low rank. On snapshots of
+    training it took 20-220 steps in float32 and 130-2900 in float64, the more the wider the metric
+    is spread. **That is for matrices up to a few hundred**; larger ones want the solver
+    `WeightedALS(max_rank, sweeps)`, or `ProximalGradient(max_iters=5, rtol=1e-3)` as published.
+
+    Equals soft thresholding of the norm for matrices of one row or column in a constant metric.
+
+    Args:
+        axes: which axes are rows and columns; the others number independent matrices.
+        max_iters: cap on the steps in a metric that is not constant, at least 1.
+        rtol: relative accuracy there, in the norm of the metric; None (default) is 1e-4 in float32
+            and 1e-12 in float64, both above what rounding allows.
+
+    Raises:
+        ValueError: `max_iters` below 1 or `rtol` not positive.
+
+    >>> import jax.numpy as jnp
+    >>> regularizer = NuclearNorm()
+    >>> w = regularizer.prox(jnp.diag(jnp.array([3.0, 0.5])), 1.0, 1.0)
+    >>> print(regularizer.value(w), regularizer.support(w))
+    2.0 [ True False]
+
+    Reference: Cai, Candès and Shen, *A singular value thresholding algorithm for matrix
+    completion*, 2010, for the constant metric.
+    """
+
+    axes: Axes = Axes(-2, -1)
+    max_iters: int = 4000
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_iters < 1:
+            raise ValueError(f"max_iters must be at least 1, got {self.max_iters!r}")
+        if self.rtol is not None and not self.rtol > 0:
+            raise ValueError(f"rtol must be positive, or None by precision, got {self.rtol!r}")
+
+    def value(self, w: ArrayLike) -> jax.Array:
+        """The sum of all singular values."""
+        return jnp.sum(self._singular_values(w))
+
+    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+        """The minimiser: one SVD if `metric` is constant on each matrix, else many.
+
+        Constant means known to be: a scalar, or an array with ones on the matrix axes.
+        """
+        b, metric, strength = promote(b, metric, strength)
+        if b.size == 0:
+            return b
+        if metric.ndim == 0 or all(metric.shape[a] == 1 for a in self.coupled_axes(b.ndim)):
+            return self._threshold(b, strength) / metric
+        rtol = self.rtol or (1e-12 if b.dtype == jnp.float64 else 1e-4)
+        free = b / metric
+        start = jnp.where(strength == 0, free, 0.0)
+        w, _ = accelerated_proximal_gradient(
+            self, b, metric, strength, start, max_iters=self.max_iters, rtol=rtol
+        )
+        return jnp.where(strength == 0, free, w)
+
+    def support(self, w: ArrayLike) -> jax.Array:
+        """Which singular values of each matrix are nonzero, `(*batch, min(m, n))`.
+
+        Those of a stored matrix are never exactly zero: zero means below rounding error, the
+        largest of them times the longer side times the spacing of the dtype of `w`.
+        """
+        s = self._singular_values(w)
+        longer = max(self.axes.matrix_shape(jnp.shape(w))[-2:])
+        dtype = jnp.promote_types(jnp.result_type(w), jnp.bfloat16)
+        floor = longer * float(jnp.finfo(dtype).eps) * jnp.max(s, axis=-1, keepdims=True, initial=0)
+        return s > floor
+
+    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
+        """Which matrices have a zero minimiser, in any metric: spectral norm at most `strength`."""
+        return jnp.max(self._singular_values(b), axis=-1, initial=0) <= strength
+
+    def dual_norm(self, y: ArrayLike) -> jax.Array:
+        """The largest singular value of all matrices."""
+        return jnp.max(self._singular_values(y), initial=0)
+
+    def coupled_axes(self, ndim: int) -> tuple[int, ...]:
+        """The matrix axes."""
+        rows = normalize_axes(self.axes.rows, ndim, "rows")
+        return tuple(sorted(rows + normalize_axes(self.axes.cols, ndim, "cols")))
+
+    def group_size(self, shape: tuple[int, ...]) -> int:
+        """The entries of a matrix for each of its singular values: its longer side."""
+        return max(self.axes.matrix_shape(shape)[-2:])
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError if a leaf of this shape does not have the matrix axes."""
+        self.axes.check(shape)
+
+    def _singular_values(self, w: ArrayLike) -> jax.Array:
+        return jnp.linalg.svd(self.axes.to_matrix(widen(w)), compute_uv=False)
+
+    def _threshold(self, x: jax.Array, threshold: jax.Array) -> jax.Array:
+        u, s, vt = jnp.linalg.svd(self.axes.to_matrix(x), full_matrices=False)
+        s = jnp.maximum(s - threshold, 0.0)
+        w = jnp.matmul(u * s[..., None, :], vt, precision=jax.lax.Precision.HIGHEST)
+        return self.axes.from_matrix(w, x.shape)

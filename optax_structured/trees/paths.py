@@ -1,0 +1,94 @@
+"""One name a leaf, the same in `init` and `update`, for every library that holds parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.tree_util import GetAttrKey, keystr
+
+KeyPath = tuple[Any, ...]
+
+# flax boxes (`nnx.Param`, `linen.Partitioned`) add this key to the path at `init`; `nnx.Optimizer`
+# hands over bare arrays at `update`, so it cannot be part of a leaf's name.
+_BOX = GetAttrKey("value")
+
+
+def path_name(key_path: KeyPath) -> str:
+    """The "/"-joined name of one JAX key path, without a trailing attribute `value`.
+
+    Use `named_leaves` where the whole tree is at hand: it can tell a flax box from a module that
+    has a field called `value` next to others.
+
+    Args:
+      key_path: as `jax.tree_util.tree_flatten_with_path` gives it.
+
+    Returns:
+      Dictionary keys, attributes and indices, joined by "/"; "" for the root.
+
+    >>> import jax
+    >>> params = {"layers": [{"kernel": 1.0}]}
+    >>> [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    ['layers/0/kernel']
+    """
+    boxed = len(key_path) > 0 and key_path[-1] == _BOX
+    return keystr(key_path[:-1] if boxed else key_path, simple=True, separator="/")
+
+
+def is_hole(leaf: Any) -> bool:
+    """True where a tree has a position but no leaf: None, or optax's `MaskedNode`."""
+    # By name: this floor does not import optax.
+    return leaf is None or type(leaf).__name__ == "MaskedNode"
+
+
+def named_positions(tree: Any) -> list[tuple[str, Any]]:
+    """`named_leaves` plus the holes: the positions that hold None or `optax.MaskedNode`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_hole)
+    paths = [path for path, _ in flat]
+
+    def name(path: KeyPath, *neighbours: KeyPath) -> str:
+        # Flattening keeps siblings together, so a box, which has one child, shares its prefix with
+        # neither neighbour; an attention module with fields query, key, value does.
+        owner = path[:-1]
+        if any(near[: len(owner)] == owner for near in neighbours):
+            return keystr(path, simple=True, separator="/")
+        return path_name(path)
+
+    names = (
+        name(path, *paths[max(i - 1, 0) : i], *paths[i + 1 : i + 2]) for i, path in enumerate(paths)
+    )
+    return list(zip(names, (leaf for _, leaf in flat), strict=True))
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their names, in the order of `jax.tree.leaves`.
+
+    Args:
+      tree: dictionaries, lists, flax (linen, nnx) or equinox parameters, concrete or abstract.
+
+    Returns:
+      `(name, leaf)` pairs; None and `optax.MaskedNode` are no leaves. Names are unique unless a
+      dictionary key itself holds a "/".
+
+    >>> named_leaves({"dense": {"kernel": 1.0, "bias": None}, "scale": 2.0})
+    [('dense/kernel', 1.0), ('scale', 2.0)]
+    """
+    return [(name, leaf) for name, leaf in named_positions(tree) if not is_hole(leaf)]
+
+
+def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` whose function also receives the leaf's name first.
+
+    Args:
+      f: called as `f(name, leaf, *rest_leaves)`.
+      tree: decides the structure and the names.
+      rest: trees of which `tree`'s structure is a prefix.
+
+    Returns:
+      A tree with the structure of `tree`.
+
+    >>> map_named(lambda name, x, y: f"{name}: {x + y}", {"a": 1, "b": None}, {"a": 2, "b": None})
+    {'a': 'a: 3', 'b': None}
+    """
+    names = [name for name, _ in named_leaves(tree)]
+    named = jax.tree.unflatten(jax.tree.structure(tree), names)
+    return jax.tree.map(lambda leaf, name, *more: f(name, leaf, *more), tree, named, *rest)

@@ -1,0 +1,24 @@
+"""How close is close: every tolerance of the tests, by dtype, in one place."""
+
+import jax.numpy as jnp
+import numpy as np
+
+# Closed forms and exact solvers: a few dozen roundings.
+ROUNDING = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2e-2, "float16": 3e-3}
+
+# The published data are float64: exact operators, and the authors' inexact solver.
+GOLDEN = 1e-9
+GOLDEN_INEXACT = 1e-6
+
+
+def rounding(dtype: object) -> float:
+    """Relative tolerance for a result of this dtype."""
+    return ROUNDING[jnp.dtype(dtype).name]
+
+
+def assert_close(actual: object, expected: object, rtol: float) -> None:
+    """Every entry within `rtol` of the largest expected one, and exactly the same zeros."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    scale = np.max(np.abs(expected), initial=0.0)
+    np.testing.assert_array_equal(actual == 0, expected == 0)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * scale)
