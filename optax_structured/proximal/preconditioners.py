@@ -168,8 +168,12 @@ def adam_preconditioner(
             return keep.astype(v.dtype) * v + (1 - keep).astype(v.dtype) * square
 
         def precondition(sub: Subproblem, v: jax.Array) -> Subproblem:
-            mean = v / total.astype(v.dtype) if debias else v
-            return dataclasses.replace(sub, metric=jnp.sqrt(mean) + jnp.asarray(floor, v.dtype))
+            metric, offset = jnp.sqrt(v), jnp.asarray(floor, v.dtype)
+            if not debias:
+                return dataclasses.replace(sub, metric=metric + offset)
+            # One division at the end: XLA does not repeat a division for each of several readers.
+            root = jnp.sqrt(total).astype(v.dtype)
+            return dataclasses.replace(sub, metric=(metric + offset * root) / root)
 
         mean_square = jax.tree.map(average, updates, state.mean_square)
         largest = state.max_mean_square

@@ -125,14 +125,26 @@ class ProximalGradient:
         warm: ArrayLike,
     ) -> jax.Array:
         """The point where the iteration stops; see `Solver.solve`."""
-        limits = {"max_iters": self.max_iters, "rtol": self.rtol}
         if jnp.ndim(metric) == 0:
             return Exact().solve(regularizer, linear, metric, centre, strength, warm)
         if self.accelerate:
-            problem = _linear_form(linear, metric, centre, strength)
-            return accelerated_proximal_gradient(regularizer, *problem, warm, **limits).point
-        problem = linear, metric, centre, strength
-        return proximal_gradient(regularizer, *problem, warm, **limits).point
+            return accelerated_proximal_gradient(
+                regularizer,
+                *_linear_form(linear, metric, centre, strength),
+                warm,
+                max_iters=self.max_iters,
+                rtol=self.rtol,
+            ).point
+        return proximal_gradient(
+            regularizer,
+            linear,
+            metric,
+            centre,
+            strength,
+            warm,
+            max_iters=self.max_iters,
+            rtol=self.rtol,
+        ).point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +152,11 @@ class WeightedALS:
     """The nuclear norm of large matrices: factors of bounded rank, then one exact shrinking step.
 
     A few sweeps of `weighted_als` from `warm` do what takes proximal gradient hundreds of steps
-    where the metric is ill-conditioned, and cost three SVDs and `sweeps` times about
-    `2 m n max_rank**2` multiply-adds. The closing proximal-gradient step gives the exact rank.
-    If the minimiser has a higher rank than `max_rank` the result is not it; `certificate` tells.
+    where the metric is ill-conditioned (errors of 1e-4 to 1e-3 after four on problems from
+    training; up to 2e-1 on random ones, which are far from `warm`), and cost three SVDs and
+    `sweeps` times about `2 m n max_rank**2` multiply-adds. The closing
+    proximal-gradient step leaves exact zeros in the spectrum. If the rank sought exceeds `max_rank`
+    the result is not it; `certificate` tells.
 
     Args:
         max_rank: bound on the rank, at least 1; the rank expected plus 2.
@@ -185,30 +199,31 @@ class WeightedALS:
             )
         if jnp.ndim(metric) == 0:
             return Exact().solve(regularizer, linear, metric, centre, strength, warm)
-        b, metric, strength = _linear_form(linear, metric, centre, strength)
+        b, p, tau = _linear_form(linear, metric, centre, strength)
         if b.size == 0:
             return b
-        axes, zero, vanishes = regularizer.axes, strength == 0, regularizer.is_zero(b, strength)
+        axes, vanishes = regularizer.axes, regularizer.is_zero(b, tau)
+        p = jnp.broadcast_to(p, b.shape)
         w = weighted_als(
-            *(axes.to_matrix(x) for x in (b, jnp.broadcast_to(metric, b.shape))),
-            jnp.where(zero, 1.0, strength),
+            axes.to_matrix(b),
+            axes.to_matrix(p),
+            jnp.where(tau == 0, 1.0, tau),
             axes.to_matrix(jnp.asarray(warm, b.dtype)),
             rank=self.max_rank,
             sweeps=self.sweeps,
         )
         # Sweeps only approach zero; the step from zero stays there.
         w = axes.from_matrix(jnp.where(vanishes[..., None, None], 0.0, w), b.shape)
-        peak = step_size_metric(regularizer, metric)
-        w = majorised_step(regularizer, b, metric, peak, strength, w)
-        return jnp.where(zero, b / metric, w)
+        w = majorised_step(regularizer, b, p, step_size_metric(regularizer, p), tau, w)
+        return jnp.where(tau == 0, b / p, w)
 
 
 def _linear_form(
     linear: ArrayLike, metric: ArrayLike, centre: ArrayLike, strength: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(b, metric, strength) with b = P w0 - v: the same minimiser of 1/2 <w, P w> - <b, w> + ..."""
-    linear, metric, strength = promote(linear, metric, strength)
-    return metric * jnp.asarray(centre, linear.dtype) - linear, metric, strength
+    v, p, tau = promote(linear, metric, strength)
+    return p * jnp.asarray(centre, v.dtype) - v, p, tau
 
 
 def _check_count(name: str, value: int) -> None:

@@ -121,7 +121,8 @@ class SCAD(Regularizer):
 
     def __post_init__(self) -> None:
         check_positive("threshold", self.threshold)
-        check_positive("a - 2", self.a - 2)
+        if not self.a > 2:
+            raise ValueError(f"SCAD: a must be above 2, got {self.a!r}")
 
     def value(self, w: ArrayLike) -> jax.Array:
         size = jnp.abs(widen(w))

@@ -254,7 +254,6 @@ class GroupL0(Grouped):
     def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
         u, metric, strength = promote(u, metric, strength)
         # In norms, not squares, so that nothing underflows.
-        keep = self.norms(jnp.sqrt(metric) * u) > jnp.sqrt(
-            2 * strength * self.group_weight(u.shape)
-        )
-        return jnp.where(jnp.expand_dims(keep, self.coupled_axes(u.ndim)), u, 0.0)
+        threshold = jnp.sqrt(2 * strength * self.group_weight(u.shape))
+        dead = self.norms(jnp.sqrt(metric) * u) <= threshold
+        return jnp.where(jnp.expand_dims(dead, self.coupled_axes(u.ndim)), 0.0, u)

@@ -101,7 +101,7 @@ def _minimise(
 
     v = metric * u / radius
     square = total(jnp.square(v))
-    live = square > jnp.square(kappa)
+    live = ~(square <= jnp.square(kappa))  # NaN lives, and shows
     norm = jnp.sqrt(jnp.where(live, square, 1.0))
 
     def advance(rho: jax.Array, excess: jax.Array, slope: jax.Array) -> jax.Array:
@@ -118,9 +118,9 @@ def _minimise(
     # The tangent at 0, free of divisions by kappa, which may be 0. Dead groups are put at 1.
     slope = jnp.where(live, total(jnp.square(v / norm) * (metric - kappa)), 0.0)
     start = advance(jnp.zeros_like(norm), norm - kappa, slope)
-    rho = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
-
-    rho = jnp.where(live, rho, 0.0)
+    rho = jax.lax.fori_loop(0, _NEWTON_STEPS - 1, newton, start)
+    # At the root one step carries the whole derivative (implicit function theorem).
+    rho = jnp.where(live, newton(0, jax.lax.stop_gradient(rho)), 0.0)
     d = rho * metric + (1 - rho) * kappa
     d = jnp.where(d == 0.0, 1.0, d)  # dead at strength 0: u is zero there
     w = jnp.where(live, rho * metric / d * u, 0.0)

@@ -15,10 +15,10 @@ from optax_structured.regularizers.base import Regularizer, promote, widen
 
 
 def _survivors(u: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which entries exceed the threshold, and threshold / abs(u) there (0 elsewhere)."""
+    """Which entries exceed the threshold (NaN does), and threshold / abs(u) there, 0 elsewhere."""
     size = jnp.abs(u)
-    keep = size > threshold
-    return keep, jnp.where(keep, threshold, 0.0) / jnp.where(keep, size, 1.0)
+    dead = size <= threshold
+    return ~dead, jnp.where(dead, 0.0, threshold) / jnp.where(dead, 1.0, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class L0(Regularizer):
     def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
         u, metric, strength = promote(u, metric, strength)
         # Not m u^2 / 2 > tau, which underflows.
-        return jnp.where(jnp.abs(u) > jnp.sqrt(2 * strength / metric), u, 0.0)
+        return jnp.where(jnp.abs(u) <= jnp.sqrt(2 * strength / metric), 0.0, u)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ import dataclasses
 from typing import TypeVar
 
 from optax_structured.regularizers.group import Grouped
-from optax_structured.trees.axes import AxisLike
 
 DENSE_INPUTS = -2  # kernel (in, out)
 DENSE_OUTPUTS = -1
@@ -32,15 +31,16 @@ ATTENTION_OUT_HEADS = -3
 G = TypeVar("G", bound=Grouped)
 
 
-def stacked(regularizer: G, axes: AxisLike = 0) -> G:
-    """The same regularizer for a leaf that stacks layers, as `nn.scan` and `jax.vmap` make them.
+def stacked(regularizer: G) -> G:
+    """The same regularizer for a leaf that stacks layers along its first axis, as `nn.scan` does.
+
+    For layers stacked along another axis, say so: `GroupLasso(0, batch_axis=1)`.
 
     Args:
       regularizer: one with groups, whose `group_axis` counts from the end (all presets do).
-      axes: where the layers are stacked; default the leading axis.
 
     Returns:
-      `regularizer` with `batch_axis=axes`: each layer has groups of its own.
+      `regularizer` with `batch_axis=0`: each layer has groups of its own.
 
     Raises:
       ValueError: a group axis that counts from the front, which stacking would shift.
@@ -57,4 +57,4 @@ def stacked(regularizer: G, axes: AxisLike = 0) -> G:
             f"stacked needs a group_axis that counts from the end, got {given!r}: a leading stack "
             "axis shifts the others; write it as a negative number"
         )
-    return dataclasses.replace(regularizer, batch_axis=axes)
+    return dataclasses.replace(regularizer, batch_axis=0)

@@ -4,7 +4,7 @@ r"""Proximal gradient for a subproblem in a diagonal metric: as published, and a
           + \tau\,\psi(w), \qquad P > 0
 
 Entries that the regularizer couples (`Regularizer.coupled_axes`: a group, a matrix) share the step
-:math:`1/L`, :math:`L = \max P` over the unit, because a prox in a constant metric has a closed form.
+:math:`1/L`, :math:`L = \max P` over that unit: a prox in a constant metric has a closed form.
 """
 
 from typing import NamedTuple

@@ -5,15 +5,16 @@ For one group, with linear term :math:`b`, metric :math:`P > 0` and threshold :m
 .. math::
     w^* = \arg\min_w \tfrac12 \langle w, P w\rangle - \langle b, w\rangle + t\,\|w\|_2
 
-is zero iff :math:`\|b\| \le t`. Otherwise, with :math:`c = b/t` and :math:`y = \|w^*\|/t`,
+is zero iff :math:`\|b\| \le t`. Otherwise, with :math:`\theta = \|w^*\|`,
 
-.. math:: w^*_i = \frac{y\,b_i}{y P_i + 1}, \qquad \varphi(y) = \sum_i \frac{c_i^2}{(y P_i+1)^2} = 1.
+.. math:: w^*_i = \frac{b_i}{P_i + t/\theta}, \qquad
+    \varphi(\theta) = \sum_i \Big(\frac{b_i}{\theta P_i + t}\Big)^2 = 1.
 
-:math:`f = \varphi^{-1/2} - 1` is increasing and concave, and linear when :math:`P` is constant in the
-group. So the tangent at 0, then secants, then tangents approach the root from below and need no
-safeguard: a handful of secant steps (one reduction each) reach float32 rounding for the metrics of
-training. Metrics of extreme spread take a fixed block of bracketed Newton steps more, behind one
-`lax.cond`, so that nobody else pays for them.
+:math:`f = \varphi^{-1/2} - 1` is increasing and concave, and linear where :math:`P` is constant. So
+its tangent at 0, and then secants, approach the root from below and need no safeguard: a handful of
+secant steps (one reduction each) reach float32 rounding for the metrics of training. Metrics of
+extreme spread take a fixed block of bracketed steps more, behind one `lax.cond`, so that
+nobody else pays for them.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ import jax.numpy as jnp
 
 Axes = tuple[int, ...]
 
-_SECANT_STEPS = 5
-_BRACKETED_STEPS = 18
+_STEPS = 5
+_MORE_STEPS = 14
 
 
 def solve_group(
@@ -49,25 +50,25 @@ def solve_group(
       >>> import jax.numpy as jnp
       >>> b = jnp.array([[3.0, 4.0], [0.3, 0.4]])
       >>> print(solve_group(b, jnp.array([[1.0, 1.0], [1.0, 2.0]]), 1.0, axes=(1,)))
-      [[2.4       3.2      ]
-       [0.        0.       ]]
+      [[2.4 3.2]
+       [0.  0. ]]
     """
     axes = tuple(axes)
     metric = jnp.asarray(metric, b.dtype)
-    tiny = jnp.finfo(b.dtype).tiny
-    inverse = 1 / jnp.maximum(jnp.asarray(threshold, b.dtype), tiny)
+    threshold = jnp.maximum(jnp.asarray(threshold, b.dtype), jnp.finfo(b.dtype).tiny)
 
-    square = _total(jnp.square(b * inverse), axes)
+    square = _total(jnp.square(b * (1 / threshold)), axes)
     dead = square <= 1
     # A threshold of (nearly) nothing overflows the norm: those groups are not shrunk at all.
     unshrunk = jnp.isinf(square)
-    # A harmless stand-in wherever there is no root to find, so that no 0/0 arises.
+    # A harmless stand-in where there is no root to find.
     norm = jnp.sqrt(jnp.where(dead | unshrunk, 4.0, square))
     if metric.ndim == 0:
         shrink = jnp.where(unshrunk, 1.0, 1 - 1 / norm) / metric
         return jnp.where(dead, 0.0, b * shrink)
-    y = _root(b, metric, jnp.where(dead | unshrunk, 0.0, inverse), norm, axes)
-    return jnp.where(dead, 0.0, b / (metric + jnp.where(unshrunk, 0.0, 1 / y)))
+    theta = _root(b, metric, threshold, norm, ~(dead | unshrunk), axes)
+    pull = jnp.where(unshrunk, 0.0, threshold / theta)
+    return jnp.where(dead, 0.0, b / (metric + pull))
 
 
 def _total(x: jax.Array, axes: Axes) -> jax.Array:
@@ -75,54 +76,50 @@ def _total(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def _root(
-    b: jax.Array, metric: jax.Array, scale: jax.Array, norm: jax.Array, axes: Axes
+    b: jax.Array,
+    metric: jax.Array,
+    threshold: jax.Array,
+    norm: jax.Array,
+    alive: jax.Array,
+    axes: Axes,
 ) -> jax.Array:
-    """The root y > 0 of phi(y) = 1 a group, for c = b * scale of norm > 1 (any y where c = 0)."""
+    """The root theta of f a group, for b of norm `norm * threshold`; any number if not `alive`."""
 
-    def secant(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        y0, f0, y1, _ = carry
-        phi = _total(jnp.square(b * scale / (y1 * metric + 1)), axes)
-        f1 = jax.lax.rsqrt(jnp.where(scale > 0, phi, 1.0)) - 1
-        rise = f1 - f0
-        step = jnp.where(rise > 0, -f1 / jnp.where(rise > 0, rise, 1.0), 0.0) * (y1 - y0)
-        return y1, f1, y1 + step, step
+    def f(theta: jax.Array) -> jax.Array:
+        phi = _total(jnp.square(b / (theta * metric + threshold)), axes)
+        return jax.lax.rsqrt(jnp.where(alive, phi, 1.0)) - 1
 
-    slope = _total(jnp.square(b * (scale / norm)) * metric, axes)
-    tangent = (norm - 1) / jnp.where(scale > 0, slope, 1.0)
-    start = jnp.zeros_like(tangent), 1 / norm - 1, tangent, tangent
-    _, _, y, step = jax.lax.fori_loop(0, _SECANT_STEPS, secant, start)
+    def approach(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        theta0, f0, theta1 = carry
+        f1 = f(theta1)
+        return theta1, f1, _secant(theta0, f0, theta1, f1)
+
+    slope = _total(jnp.square(b * (1 / (norm * threshold))) * metric, axes)
+    tangent = threshold * jnp.where(alive, (norm - 1) / jnp.where(alive, slope, 1.0), 1.0)
+    start = jnp.zeros_like(tangent), 1 / norm - 1, tangent
+    last, f_last, theta = jax.lax.fori_loop(0, _STEPS, approach, start)
+
+    def approach_any(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        theta0, f0, low, high = carry
+        # While the bracket is wide it is halved, in logarithms; then come secants from below.
+        theta1 = jnp.where(high > 4 * low, jnp.sqrt(low) * jnp.sqrt(high), low)
+        f1 = f(theta1)
+        below = f1 <= 0
+        low = jnp.where(below, _secant(theta0, f0, theta1, f1), low)
+        high = jnp.where(below, high, theta1)
+        return jnp.where(below, theta1, theta0), jnp.where(below, f1, f0), low, high
+
+    def any_metric(theta: jax.Array) -> jax.Array:
+        spread = _total(jnp.square(b / (theta * metric)), axes)
+        high = theta * jnp.sqrt(spread) * (1 - 1 / norm)  # where the chord to infinity is 0
+        return jax.lax.fori_loop(0, _MORE_STEPS, approach_any, (last, f_last, theta, high))[2]
 
     # The error after a secant step is far below the step itself.
-    converged = jnp.abs(step) <= jnp.finfo(y.dtype).eps ** 0.6 * y
-    return jax.lax.cond(
-        jnp.all(converged | (scale == 0)),
-        lambda y: y,
-        lambda y: _bracketed(b, metric, scale, norm, axes, y),
-        y,
-    )
+    converged = jnp.abs(theta - last) <= jnp.finfo(theta.dtype).eps ** 0.6 * theta
+    return jax.lax.cond(jnp.all(converged | ~alive), lambda theta: theta, any_metric, theta)
 
 
-def _bracketed(
-    b: jax.Array, metric: jax.Array, scale: jax.Array, norm: jax.Array, axes: Axes, low: jax.Array
-) -> jax.Array:
-    """The same root for any metric: tangents from below, halving the bracket while it is wide."""
-    alive = scale > 0
-    # xi = c/P bounds the root: tangent of phi^(-1/2) at infinity from below, chord from above.
-    xi = b * scale / metric
-    largest = jnp.max(jnp.abs(xi), axis=axes, keepdims=True)
-    xi = xi / jnp.where(alive, largest, 1.0)
-    square = jnp.where(alive, _total(jnp.square(xi), axes), 1.0)
-    high = largest * jnp.sqrt(square) * (1 - 1 / norm)
-    low = jnp.maximum(low, largest * jnp.sqrt(square) - _total(xi * xi / metric, axes) / square)
-
-    def tangent(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
-        y = jnp.where(high > 4 * low, jnp.sqrt(low) * jnp.sqrt(high), low)
-        square = jnp.square(b * scale / (y * metric + 1))
-        phi = jnp.where(alive, _total(square, axes), 1.0)
-        slope = jnp.where(alive, _total(square * (metric / (y * metric + 1)), axes), 1.0)
-        newton = y + (jnp.sqrt(phi) - 1) * (phi / slope)
-        return jnp.maximum(low, newton), jnp.where(phi <= 1, jnp.minimum(high, y), high)
-
-    low, _ = jax.lax.fori_loop(0, _BRACKETED_STEPS, tangent, (low, high))
-    return low
+def _secant(theta0: jax.Array, f0: jax.Array, theta1: jax.Array, f1: jax.Array) -> jax.Array:
+    """Where the line through two points of f is zero; the second point if f does not rise."""
+    rises = f1 > f0
+    return theta1 + jnp.where(rises, f1 / jnp.where(rises, f1 - f0, 1.0), 0.0) * (theta0 - theta1)

@@ -55,9 +55,7 @@ REFERENCE = {
     "box": lambda c: (r.Box(c["lo"], c["hi"]), 1.0),
     "group_lasso_metric": lambda c: (r.GroupLasso(1, weight=1.0), c["tau"]),
     "sparse_group_lasso_metric": lambda c: (
-        r.SparseGroupLasso(
-            1, l1_ratio=c["tau_l1"] / (c["tau_l1"] + c["tau_group"]), weight=1.0
-        ),
+        r.SparseGroupLasso(1, l1_ratio=c["tau_l1"] / (c["tau_l1"] + c["tau_group"]), weight=1.0),
         c["tau_l1"] + c["tau_group"],
     ),
     "group_l0_metric": lambda c: (r.GroupL0(1, weight=1.0), c["tau"]),
@@ -68,9 +66,7 @@ REFERENCE = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [p for p in table("prox-authors") if p.values[0]["op"] in AUTHORS]
-)
+@pytest.mark.parametrize("case", [p for p in table("prox-authors") if p.values[0]["op"] in AUTHORS])
 def test_authors_code(case):
     regularizer = AUTHORS[case["op"]](case)
     with jax.enable_x64(True):

@@ -1,0 +1,190 @@
+r"""What training has left: sparsity, rank, objective, distance to stationarity.
+
+Pure functions of parameters (or of the prox point, `oxs.prox_point(state)`), the structure (a
+`Regularizer`, `rules` of them, or None) and, where needed, the gradient of the loss and the
+strength. Zero means `== 0.0`. Safe under jit, but for `layer_rows`, whose rows hold names too.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.regularizers import L1, GroupLasso, NuclearNorm, Regularizer
+from optax_structured.trees import named_leaves, resolve
+
+
+class LayerRow(NamedTuple):
+    """One leaf of a network, as `layer_rows` sees it."""
+
+    path: str
+    shape: tuple[int, ...]
+    regularizer: Regularizer | None  # None: a plain leaf, whose pieces are its entries
+    pieces: int  # entries, groups or singular values
+    alive: jax.Array  # () int32: how many of them are nonzero
+    piece_size: int  # entries that one piece stands for
+    strength_max: jax.Array | None  # (): dual norm of the gradient of this leaf
+
+
+def unstructured_sparsity(w: Any) -> jax.Array:
+    """Share of exactly zero entries among all entries of all leaves.
+
+    >>> print(unstructured_sparsity({"kernel": jnp.array([[1.0, 2.0], [0.0, 0.0]])}))
+    0.5
+    """
+    leaves = jax.tree.leaves(w)
+    return _missing([jnp.count_nonzero(leaf) for leaf in leaves], [jnp.size(x) for x in leaves])
+
+
+def structured_sparsity(w: Any, structure: Any) -> jax.Array:
+    """Share of zero groups (of zero entries, for a penalty on entries) over regularised leaves.
+
+    Leaves with a `NuclearNorm` are left out: see `low_rank_level`. 0 where nothing is regularised.
+
+    >>> kernel = jnp.array([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0], [0.0, 0.0]])
+    >>> print(structured_sparsity({"kernel": kernel}, GroupLasso(group_axis=-2)))
+    0.5
+    """
+    found = [spec.support(leaf) for leaf, spec in _grouped(w, structure)]
+    return _missing([jnp.count_nonzero(alive) for alive in found], [alive.size for alive in found])
+
+
+def weighted_sparsity(w: Any, structure: Any) -> jax.Array:
+    r"""Share of the regularised entries that lie in zero groups: the published group sparsity.
+
+    .. math:: 1 - \frac{\sum_{g: w_g \ne 0} n_g}{\sum_g n_g}
+
+    >>> params = {"a": jnp.zeros((1, 30)), "b": jnp.ones((1, 10))}
+    >>> print(weighted_sparsity(params, GroupLasso(group_axis=-2)))
+    0.75
+    """
+    alive, total = [], []
+    for leaf, spec in _grouped(w, structure):
+        support, size = spec.support(leaf), spec.group_size(leaf.shape)
+        alive.append(jnp.count_nonzero(support).astype(float) * size)
+        total.append(support.size * size)
+    return _missing(alive, total)
+
+
+def low_rank_level(w: Any, structure: Any) -> jax.Array:
+    """Share of zero singular values over the leaves that have a `NuclearNorm`.
+
+    Published numbers are those of the prox point. Singular values of a stored matrix are zero up
+    to rounding: see `NuclearNorm.support`.
+    """
+    pairs = [(x, s) for x, s in _regularised(w, structure) if isinstance(s, NuclearNorm)]
+    found = [spec.support(leaf) for leaf, spec in pairs]
+    return _missing([jnp.count_nonzero(alive) for alive in found], [alive.size for alive in found])
+
+
+def objective(loss: Any, w: Any, structure: Any, strength: Any) -> jax.Array:
+    r"""The regularised objective, :math:`F(w) + \lambda \sum \psi(w)`, from the loss at `w`."""
+    penalty = sum((spec.value(leaf) for leaf, spec in _regularised(w, structure)), jnp.zeros(()))
+    return loss + strength * penalty
+
+
+def strength_max(gradient: Any, structure: Any) -> jax.Array:
+    """The smallest strength that keeps all regularised leaves at zero.
+
+    That is the largest dual norm over the regularised leaves of the gradient of the loss where
+    those leaves are zero. Elsewhere it tells the order of magnitude only.
+
+    >>> print(strength_max(jnp.array([0.5, -2.0]), L1()))
+    2.0
+    """
+    norms = [spec.dual_norm(leaf) for leaf, spec in _regularised(gradient, structure)]
+    return jnp.max(jnp.stack(norms)) if norms else jnp.zeros(())
+
+
+def stationarity(w: Any, gradient: Any, structure: Any, strength: Any) -> jax.Array:
+    r"""Distance from 0 to the subdifferential of the objective, for norms that split into blocks.
+
+    .. math:: \Big( \sum_{w_g \ne 0} \big\|G_g + \lambda\omega \tfrac{w_g}{\|w_g\|}\big\|^2
+        + \sum_{w_g = 0} \max(0, \|G_g\| - \lambda\omega)^2 \Big)^{1/2}
+
+    and the like for `L1` and `NuclearNorm`; a plain leaf adds the norm of its gradient. Use a
+    full or a large-batch gradient: with noise it does not vanish.
+
+    Raises:
+      NotImplementedError: a regularizer other than `GroupLasso`, `L1`, `NuclearNorm`.
+    """
+    specs, slopes = resolve(structure, w), jax.tree.leaves(gradient)
+    squares = [
+        jnp.sum(jnp.square(_residual(leaf, slope, spec, strength)))
+        for leaf, slope, spec in zip(jax.tree.leaves(w), slopes, specs, strict=True)
+    ]
+    return jnp.sqrt(sum(squares, jnp.zeros(())))
+
+
+def supports(w: Any, structure: Any) -> dict[str, jax.Array]:
+    """Which pieces of structure are nonzero, by the path of each regularised leaf."""
+    named = zip(named_leaves(w), resolve(structure, w), strict=True)
+    return {path: spec.support(leaf) for (path, leaf), spec in named if spec is not None}
+
+
+def layer_rows(w: Any, structure: Any, gradient: Any = None) -> list[LayerRow]:
+    """One row a leaf: how many pieces of structure it has, how many are left, how hard it is held.
+
+    Args:
+      w: parameters, or the prox point.
+      structure: as everywhere here.
+      gradient: of the loss; with it, rows of regularised leaves get `strength_max`, the dual norm
+        of the gradient. At a stationary point it is at most the strength where a leaf is zero,
+        and equal to it where something is left.
+    """
+    named = named_leaves(w)
+    slopes = [None] * len(named) if gradient is None else jax.tree.leaves(gradient)
+    rows = []
+    for (path, leaf), spec, slope in zip(named, resolve(structure, w), slopes, strict=True):
+        support = leaf != 0.0 if spec is None else spec.support(leaf)
+        size = 1 if spec is None else spec.group_size(leaf.shape)
+        held = None if spec is None or slope is None else spec.dual_norm(slope)
+        alive = jnp.count_nonzero(support)
+        rows.append(LayerRow(path, leaf.shape, spec, support.size, alive, size, held))
+    return rows
+
+
+def _regularised(w: Any, structure: Any) -> list[tuple[jax.Array, Regularizer]]:
+    pairs = zip(jax.tree.leaves(w), resolve(structure, w), strict=True)
+    return [(leaf, spec) for leaf, spec in pairs if spec is not None]
+
+
+def _grouped(w: Any, structure: Any) -> list[tuple[jax.Array, Regularizer]]:
+    return [(x, s) for x, s in _regularised(w, structure) if not isinstance(s, NuclearNorm)]
+
+
+def _missing(alive: list[jax.Array], total: list[int]) -> jax.Array:
+    """1 - alive / total; 0 where there is nothing to count."""
+    return 1 - sum(alive, jnp.zeros(())) / sum(total) if sum(total) else jnp.zeros(())
+
+
+def _residual(
+    w: jax.Array, gradient: jax.Array, spec: Regularizer | None, strength: Any
+) -> jax.Array:
+    """The subgradient of least norm (for a nuclear norm: something of the same norm)."""
+    if spec is None:
+        return gradient
+    if isinstance(spec, NuclearNorm):
+        return _nuclear_residual(w, gradient, spec, strength)
+    if not isinstance(spec, (GroupLasso, L1)):
+        raise NotImplementedError(
+            f"stationarity knows the subgradients of GroupLasso, L1 and NuclearNorm, not of {spec}"
+        )
+    alive = jnp.expand_dims(spec.support(w), spec.coupled_axes(w.ndim))
+    smooth = gradient + strength * jax.grad(spec.value)(w)
+    # In a zero block the subgradients fill the dual ball: what sticks out of it is a prox.
+    return jnp.where(alive, smooth, spec.minimise(-gradient, 1.0, strength))
+
+
+def _nuclear_residual(
+    w: jax.Array, gradient: jax.Array, spec: NuclearNorm, strength: Any
+) -> jax.Array:
+    u, _, vt = jnp.linalg.svd(spec.axes.to_matrix(w), full_matrices=False)
+    alive = spec.support(w)
+    u, vt = u * alive[..., None, :], vt * alive[..., :, None]
+    g = spec.axes.to_matrix(gradient)
+    normal = g - u @ (u.mT @ g)
+    normal = normal - (normal @ vt.mT) @ vt
+    tangent = g - normal + strength * (u @ vt)
+    outside = jnp.maximum(jnp.linalg.svd(normal, compute_uv=False) - strength, 0.0)
+    return jnp.concatenate([tangent.ravel(), outside.ravel()])

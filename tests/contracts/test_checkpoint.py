@@ -1,0 +1,47 @@
+"""Orbax: save, restore, and the next steps are the same bit for bit."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from recipes_table import assert_equal, every_case, gradients, jitted, params, types
+
+
+# Restarts of the table's restarted case are at 2 and 5: saved before, between and after.
+@pytest.mark.parametrize("saved_after", [1, 3])
+@every_case
+def test_restored_run_goes_on_identically(case, saved_after, tmp_path):
+    tx = case.build()
+    step = jitted(tx)
+    current, state = params(), tx.init(params())
+    for i in range(saved_after):
+        current, state = step(gradients(i), state, current)
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "run", {"params": current, "state": state})
+        checkpointer.wait_until_finished()
+        like = {"params": params(), "state": tx.init(params())}
+        restored = checkpointer.restore(
+            tmp_path / "run", jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        )
+    assert types(restored["state"]) == types(state)
+
+    other, other_state = restored["params"], restored["state"]
+    for i in range(saved_after, saved_after + 5):
+        current, state = step(gradients(i), state, current)
+        other, other_state = step(gradients(i), other_state, other)
+        assert_equal(other, current)
+        assert_equal(other_state, state)
+
+
+@every_case
+def test_state_survives_flattening_to_numpy(case):
+    """What every other checkpoint library does."""
+    tx = case.build()
+    step = jitted(tx)
+    start, state = step(gradients(0), tx.init(params()), params())
+    leaves, structure = jax.tree.flatten(state)
+    restored = structure.unflatten([np.asarray(leaf) for leaf in leaves])
+    expected, _ = step(gradients(1), state, start)
+    got, _ = step(gradients(1), restored, start)
+    assert_equal(got, expected)

@@ -1,0 +1,56 @@
+"""Updates keep the dtype of the parameters; accumulators are float32 at least."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from recipes_table import assert_close, every_case, gradients, jitted, params, run, types
+from tolerances import reordered
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", DTYPES)
+@every_case
+def test_dtype_is_kept(case, dtype):
+    tx = case.build()
+    start = params(dtype)
+    state = tx.init(start)
+    new, new_state = jitted(tx)(gradients(0, dtype), state, start)
+    assert types(new_state) == types(state)
+    assert types(new) == types(start)
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(new))
+
+
+@pytest.mark.usefixtures("x64")
+@every_case
+def test_accumulators_are_wide(case):
+    """Only a recorded prox point, which is a copy of the parameters, is as narrow as they are."""
+    if case.name == "ramda_keep_point":
+        pytest.skip("records the prox point in the dtype of the parameters")
+    narrow, wide = (case.build().init(params(d)) for d in ("bfloat16", "float64"))
+    floats = lambda s: {x.dtype.name for x in jax.tree.leaves(s) if x.dtype != jnp.int32}  # noqa: E731
+    assert floats(narrow) <= {"float32"}
+    assert floats(wide) <= {"float64"}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@every_case
+def test_low_precision_follows_high_precision(case, dtype):
+    grads = [gradients(i, dtype) for i in range(3)]
+    start = params(dtype)
+    got, _ = run(case.build(), start, grads)
+    widen = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)  # noqa: E731
+    expected, _ = run(case.build(), widen(start), [widen(g) for g in grads])
+    assert_close(got, expected, 8 * reordered(dtype))
+
+
+@pytest.mark.usefixtures("x64")
+@every_case
+def test_leaves_may_differ_in_dtype(case):
+    mixed = {"a": params("bfloat16"), "b": params("float64")}
+    grads = {"a": gradients(0, "bfloat16"), "b": gradients(0, "float64")}
+    tx = case.build()
+    updates, _ = jax.jit(tx.update)(grads, tx.init(mixed), mixed)
+    assert types(updates) == types(mixed)

@@ -1,0 +1,55 @@
+"""Trees of every shape: None leaves, empty, scalars, zero-size, abstract."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from recipes_table import every_case, gradients, jitted, normal_tree, params, run, step_of, types
+
+TREES = {
+    "empty": {},
+    "nested_empty": {"a": {}, "b": []},
+    "scalar": {"gain": ()},
+    "bare_matrix": (5, 3),
+    "vector": {"bias": (7,)},
+    "zero_size": {"none": (0, 3), "kernel": (4, 3), "no_inputs": (3, 0)},
+    "tuple": {"layers": [{"kernel": (4, 3)}, {"kernel": (3, 2)}]},
+}
+
+
+@pytest.mark.parametrize("shapes", TREES.values(), ids=TREES)
+@every_case
+def test_tree(case, shapes):
+    start, grads = normal_tree("params", shapes), normal_tree(0, shapes)
+    tx = case.build()
+    state = tx.init(start)
+    new, new_state = jitted(tx)(grads, state, start)
+    assert types(new) == types(start)
+    assert types(new_state) == types(state)
+    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(new))
+
+
+@every_case
+def test_none_leaves_stay_none(case):
+    full, grads = params(), gradients(0)
+    holes = lambda tree: {**tree, "gain": None, "stack": None}  # noqa: E731
+    got, _ = run(case.build(), holes(full), [holes(grads)])
+    assert got["gain"] is None
+    assert got["stack"] is None
+    expected, _ = run(case.build(), full, [grads])
+    assert jnp.array_equal(got["dense"]["kernel"], expected["dense"]["kernel"])
+
+
+@every_case
+def test_abstract_init(case):
+    tx = case.build()
+    abstract = jax.eval_shape(tx.init, jax.eval_shape(params))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), tx.init(params())
+    )
+    new, _ = jax.eval_shape(step_of(tx), jax.eval_shape(lambda: gradients(0)), abstract, params())
+    assert jax.tree.structure(new) == jax.tree.structure(params())
+
+
+@every_case
+def test_state_holds_arrays_only(case):
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(case.build().init(params())))

@@ -1,0 +1,116 @@
+"""Optax's own wrappers around whole recipes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from recipes_table import assert_close, assert_equal, every_case, gradients, jitted, params, run
+from tolerances import reordered
+
+import optax_structured as oxs
+
+
+@every_case
+def test_multi_steps_average_the_gradients(case):
+    grads = [gradients(i) for i in range(6)]
+    got, _ = run(optax.MultiSteps(case.build(), 2), params(), grads)
+    means = [
+        jax.tree.map(lambda a, b: (a + b) / 2, *pair)
+        for pair in zip(grads[::2], grads[1::2], strict=True)
+    ]
+    expected, _ = run(case.build(), params(), means)
+    assert_close(got, expected, 10 * reordered(jnp.float32))
+
+
+@every_case
+def test_apply_if_finite_skips_a_poisoned_step(case):
+    good = [gradients(i) for i in range(4)]
+    bad = jax.tree.map(lambda g: g.at[...].set(jnp.nan), good[0])
+    got, state = run(
+        optax.apply_if_finite(case.build(), max_consecutive_errors=3),
+        params(),
+        [good[0], good[1], bad, good[2], bad, bad, good[3]],
+    )
+    expected, plain_state = run(optax.apply_if_finite(case.build(), 3), params(), good)
+    assert int(state.total_notfinite) == 3
+    assert_equal(got, expected)
+    assert_equal(state.inner_state, plain_state.inner_state)
+
+
+@every_case
+def test_masked_leaves_pass_through(case):
+    mask = jax.tree.map(lambda p: jnp.ndim(p) > 1, params())
+    grads = [gradients(i) for i in range(3)]
+    tx = optax.masked(case.build(), mask)
+    start = params()
+    updates, _ = jax.jit(tx.update)(grads[0], tx.init(start), start)
+    assert_equal(updates["dense"]["bias"], grads[0]["dense"]["bias"])
+    got, _ = run(tx, start, grads)
+    expected, _ = run(case.build(), start, grads)
+    assert_close(got["dense"]["kernel"], expected["dense"]["kernel"], reordered(jnp.float32))
+
+
+@every_case
+def test_mask_functions_see_shapes(case):
+    by_shape = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
+    expected, _ = run(optax.masked(case.build(), by_shape(params())), params(), [gradients(0)])
+    got, _ = run(optax.masked(case.build(), by_shape), params(), [gradients(0)])
+    assert_equal(got, expected)
+
+
+@every_case
+def test_partition_by_rules(case):
+    labels = oxs.rules((r"bias|gain", "frozen"), default="trained").labels
+    tx = optax.partition({"trained": case.build(), "frozen": optax.set_to_zero()}, labels)
+    grads = [gradients(i) for i in range(3)]
+    got, _ = run(tx, params(), grads)
+    assert_equal(got["dense"]["bias"], params()["dense"]["bias"])
+    expected, _ = run(case.build(), params(), grads)
+    assert_close(got["stack"], expected["stack"], reordered(jnp.float32))
+
+
+@every_case
+def test_tree_map_params_finds_the_parameter_like_leaves(case):
+    tx = case.build()
+    state = tx.init(params())
+    assert_equal(optax.tree.map_params(tx, lambda x: x, state), state)
+    shapes = [np.shape(x) for x in jax.tree.leaves(params())]
+    marked = optax.tree.map_params(
+        tx, lambda _: "param", state, transform_non_params=lambda _: "other"
+    )
+    marks = jax.tree.leaves(marked)
+    assert marks.count("param") % len(shapes) == 0
+    for mark, leaf in zip(marks, jax.tree.leaves(state), strict=True):
+        assert (mark == "param") <= (leaf.shape in shapes)
+        assert (mark == "other") <= (leaf.shape == ())
+
+
+@every_case
+def test_unknown_extra_arguments_are_ignored(case):
+    tx = case.build()
+    start, grads = params(), gradients(0)
+    state = tx.init(start)
+    expected, _ = tx.update(grads, state, start)
+    got, _ = tx.update(grads, state, start, value=1.0, an_argument_nobody_knows=object())
+    assert_equal(got, expected)
+
+
+@every_case
+def test_gradient_side_transformations_go_before(case):
+    grads = [gradients(i) for i in range(2)]
+    clipped = [jax.tree.map(lambda g: jnp.clip(g, -0.5, 0.5), g) for g in grads]
+    got, _ = run(optax.chain(optax.clip(0.5), case.build()), params(), grads)
+    expected, _ = run(case.build(), params(), clipped)
+    assert_close(got, expected, reordered(jnp.float32))
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@every_case
+def test_nothing_is_hidden_from_apply_if_finite(case, bad):
+    """A poisoned gradient must reach the update, or the wrapper could not see it."""
+    start = params()
+    tx = case.build()
+    poisoned = jax.tree.map(lambda g: jnp.full_like(g, bad), start)
+    new, _ = jitted(tx)(poisoned, tx.init(start), start)
+    assert not all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(new))

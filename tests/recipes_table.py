@@ -1,0 +1,151 @@
+"""The table that every contract test runs over. A new recipe or element joins by adding one line."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_structured as oxs
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    make: Callable[..., optax.GradientTransformation]
+    scalars: Mapping[str, float]  # every argument that a schedule may drive
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def build(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
+        if not overrides:
+            return _built(self.name)
+        return self.make(**{**self.fixed, **self.scalars, **overrides})
+
+
+@functools.cache
+def _built(name: str) -> optax.GradientTransformationExtraArgs:
+    """One transformation a line, so that `jitted` compiles each of them once a session."""
+    (case,) = (case for case in CASES if case.name == name)
+    return case.make(**case.fixed, **case.scalars)
+
+
+def sgd_then_prox(learning_rate, regularizer, strength):
+    return optax.chain(
+        optax.sgd(learning_rate), oxs.prox_step(regularizer, strength, weight=learning_rate)
+    )
+
+
+def restarted_ramda(learning_rate, regularizer, strength, momentum, eps):
+    inner = oxs.ramda(learning_rate, regularizer, strength, momentum=momentum, eps=eps)
+    return oxs.restart_at(inner, milestones=(2, 5))
+
+
+GROUPS = {"regularizer": oxs.GroupLasso(group_axis=-2)}
+ENTRIES = {"regularizer": oxs.L1()}
+RANK = {"regularizer": oxs.NuclearNorm()}
+INEXACT = {"solver": oxs.ProximalGradient(max_iters=6, rtol=0.0)}
+
+DUAL = {"learning_rate": 0.05, "strength": 0.05, "momentum": 0.4}
+RAMDA = {**DUAL, "eps": 1e-6}
+ADAM = {"learning_rate": 0.05, "strength": 0.05, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
+ADAMW = {**ADAM, "weight_decay": 0.1}
+PLAIN = {"learning_rate": 0.05, "strength": 0.05}
+
+CASES = (
+    Case("ramda", oxs.ramda, RAMDA, GROUPS),
+    Case("ramda_without_regularizer", oxs.ramda, {**RAMDA, "strength": 0.0}),
+    Case("ramda_inexact", oxs.ramda, RAMDA, {**GROUPS, **INEXACT}),
+    Case("ramda_nuclear_inexact", oxs.ramda, RAMDA, {**RANK, **INEXACT}),
+    Case("ramda_keep_point", oxs.ramda, RAMDA, {**ENTRIES, "keep_point": True}),
+    Case("ramda_restarted", restarted_ramda, RAMDA, GROUPS),
+    Case("rmda", oxs.rmda, DUAL, GROUPS),
+    Case("rmda_nuclear", oxs.rmda, DUAL, RANK),
+    Case("prox_sgd", oxs.prox_sgd, {**PLAIN, "momentum": 0.9}, GROUPS),
+    Case("prox_sgd_relaxed", oxs.prox_sgd_relaxed, {**RAMDA, "b2": 0.99}, ENTRIES),
+    Case("prox_adam", oxs.prox_adam, ADAMW, GROUPS),
+    Case("prox_adam_amsgrad", oxs.prox_adam, ADAMW, {**GROUPS, "amsgrad": True}),
+    Case("prox_ssi", oxs.prox_ssi, ADAMW, {"regularizer": oxs.GroupMCP(-2, gamma=1e3)}),
+    Case("sgd_then_prox", sgd_then_prox, PLAIN, GROUPS),
+)
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+SHAPES = {
+    "dense": {"kernel": (6, 4), "bias": (4,)},
+    "stack": (3, 4, 2),
+    "gain": (),
+}
+
+
+def normal(name: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Normal numbers that depend on nothing but `name`."""
+    generator = np.random.default_rng(zlib.crc32(repr(name).encode()))
+    return jnp.asarray(generator.standard_normal(shape), dtype)
+
+
+def normal_tree(name: Any, shapes: Any = SHAPES, dtype: Any = jnp.float32) -> Any:
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    flat, structure = jax.tree.flatten(shapes, is_leaf=is_shape)
+    return structure.unflatten([normal((name, i), s, dtype) for i, s in enumerate(flat)])
+
+
+def params(dtype: Any = jnp.float32, shapes: Any = SHAPES) -> Any:
+    return normal_tree("params", shapes, dtype)
+
+
+def gradients(step: int, dtype: Any = jnp.float32, shapes: Any = SHAPES) -> Any:
+    """Open-loop gradients, with entries that never receive any."""
+    return jax.tree.map(lambda g: g * (jnp.abs(g) > 0.2), normal_tree(step, shapes, dtype))
+
+
+def step_of(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+@functools.cache
+def jitted(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    return jax.jit(step_of(tx))
+
+
+def run(
+    tx: optax.GradientTransformation, start: Any, grads: list[Any], *, jit: bool = True
+) -> tuple[Any, Any]:
+    """Parameters and state after one step for each gradient."""
+    step = jitted(tx) if jit else step_of(tx)
+    current, state = start, tx.init(start)
+    for g in grads:
+        current, state = step(g, state, current)
+    return current, state
+
+
+def types(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types: what `scan` and the compilation cache look at."""
+    return jax.tree.map(lambda x: jax.typeof(x), tree)
+
+
+def assert_close(got: Any, expected: Any, rtol: float, atol: float = 0.0) -> None:
+    """Leaf by leaf, relative to the largest entry of the expected leaf."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    pairs = zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True)
+    for (path, e), g in pairs:
+        e, g = (np.asarray(x, np.float64) for x in (e, g))
+        bound = atol + rtol * np.max(np.abs(e), initial=0.0)
+        error = np.max(np.abs(g - e), initial=0.0)
+        assert error <= bound, f"{jax.tree_util.keystr(path)}: off by {error:.2e}, not {bound:.2e}"
+
+
+def assert_equal(got: Any, expected: Any) -> None:
+    """Bit for bit."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)

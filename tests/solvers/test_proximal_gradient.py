@@ -1,0 +1,128 @@
+"""Proximal gradient: the authors' iterates and iteration counts, and the accelerated variant."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from solvers.snapshots import arguments, snapshots
+from tolerances import CERTIFIED, GOLDEN, assert_close, rounding
+
+from optax_structured.proximal.solvers import Exact, ProximalGradient
+from optax_structured.regularizers import L1, GroupLasso, NuclearNorm
+from optax_structured.regularizers.proximal_gradient import (
+    accelerated_proximal_gradient,
+    proximal_gradient,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+COLUMNS = GroupLasso(group_axis=1, weight=1.0)
+
+
+def published(name):
+    return [case for case in snapshots(name) if "W_pg100" in case.values[0]]
+
+
+@pytest.mark.parametrize("case", published("glasso_random") + published("glasso_training"))
+def test_group_lasso_as_published(case):
+    point, iterations = proximal_gradient(COLUMNS, *arguments(case), max_iters=100, rtol=1e-8)
+    assert_close(point, case["W_pg100"], GOLDEN)
+    # The authors do not even start where all groups are screened.
+    assert iterations == max(case["pg100_iterations"], 2)
+
+
+@pytest.mark.parametrize("case", published("nuclear"))
+@pytest.mark.parametrize("max_iters, rtol", [(100, 1e-8), (5, 1e-3)])
+def test_nuclear_norm_as_published(case, max_iters, rtol):
+    limits = {"max_iters": max_iters, "rtol": rtol}
+    point, iterations = proximal_gradient(NuclearNorm(), *arguments(case), **limits)
+    assert_close(point, case[f"W_pg{max_iters}"], GOLDEN)
+    assert iterations == case[f"pg{max_iters}_iterations"]
+    solved = ProximalGradient(**limits).solve(NuclearNorm(), *arguments(case))
+    np.testing.assert_array_equal(solved, point)
+
+
+@pytest.mark.parametrize("case", snapshots("glasso_training"))
+def test_acceleration_reaches_the_exact_solution(case):
+    solver = ProximalGradient(max_iters=2000, rtol=1e-11, accelerate=True)
+    found = solver.solve(COLUMNS, *arguments(case))
+    assert_close(found, case["W"], CERTIFIED["float64"])
+
+
+def test_acceleration_takes_fewer_steps():
+    case = next(c.values[0] for c in snapshots("nuclear") if c.id == "square")
+    found, iterations = accelerated_proximal_gradient(
+        NuclearNorm(), case["b"], case["P"], case["tau"], case["warm"], max_iters=100, rtol=1e-2
+    )
+    assert iterations < case["pg100_iterations"]
+
+    def error(w):
+        return np.linalg.norm(w - case["W"])
+
+    assert error(found) < error(case["W_pg100"]) / 10
+
+
+def test_cap_holds():
+    case = next(c.values[0] for c in snapshots("nuclear") if c.id == "square")
+    problem = case["b"], case["P"], case["tau"], case["warm"]
+    _, iterations = accelerated_proximal_gradient(NuclearNorm(), *problem, max_iters=7, rtol=1e-12)
+    assert iterations == 7
+
+
+def test_entrywise_penalties_are_solved_in_one_step():
+    rng = np.random.default_rng(0)
+    linear, centre, warm = rng.normal(size=(3, 5, 4))
+    metric = np.exp(rng.normal(size=(5, 4)))
+    problem = linear, metric, centre, 0.5
+    point, iterations = proximal_gradient(L1(), *problem, warm)
+    exact = Exact().solve(L1(), *problem, warm)
+    np.testing.assert_allclose(point, exact, rtol=rounding("float64"), atol=rounding("float64"))
+    np.testing.assert_array_equal(point == 0, exact == 0)
+    assert iterations == 2
+
+
+@pytest.mark.parametrize("solver", [Exact(), ProximalGradient(), ProximalGradient(accelerate=True)])
+@pytest.mark.parametrize("regularizer", [COLUMNS, NuclearNorm()])
+def test_a_metric_of_one_number_is_solved_in_closed_form(solver, regularizer):
+    rng = np.random.default_rng(1)
+    linear, centre, warm = rng.normal(size=(3, 5, 4))
+    found = solver.solve(regularizer, linear, 2.0, centre, 1.5, warm)
+    expected = regularizer.prox(centre - linear / 2.0, 2.0, 1.5)
+    np.testing.assert_allclose(found, expected, atol=rounding("float64"))
+
+
+@pytest.mark.parametrize("regularizer", [COLUMNS, NuclearNorm()])
+@pytest.mark.parametrize("solver", [ProximalGradient(), ProximalGradient(40, 1e-4, True)])
+def test_zeros_and_nan(regularizer, solver):
+    zeros, ones = jnp.zeros((4, 3)), jnp.ones((4, 3))
+    metric = ones.at[0, 0].set(2.0)
+    for strength in (0.0, 1.0):
+        found = solver.solve(regularizer, zeros, metric, zeros, strength, zeros)
+        np.testing.assert_array_equal(found, zeros)
+    poisoned = proximal_gradient(regularizer, ones * jnp.nan, metric, zeros, 1.0, zeros)
+    assert poisoned.iterations <= 2
+    empty = jnp.zeros((0, 3))
+    assert solver.solve(regularizer, empty, empty, empty, 1.0, empty).shape == (0, 3)
+
+
+def test_batch_runs_to_the_slowest():
+    """Under vmap each member gets what it gets alone."""
+    cases = [c.values[0] for c in snapshots("nuclear") if c.id.startswith("training")]
+    stacked = [np.stack(x) for x in zip(*map(arguments, cases), strict=True)]
+    solver = ProximalGradient()
+    together = jax.jit(jax.vmap(lambda *a: solver.solve(NuclearNorm(), *a)))(*stacked)
+    for case, found in zip(cases, together, strict=True):
+        assert_close(found, case["W_pg100"], GOLDEN)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_precision_is_kept(dtype):
+    ones = jnp.ones((4, 3), dtype)
+    for solver in (ProximalGradient(), ProximalGradient(accelerate=True)):
+        assert solver.solve(COLUMNS, -ones, ones, ones, 0.1, ones).dtype == dtype
+
+
+@pytest.mark.parametrize("arguments", [{"max_iters": 0}, {"rtol": -1.0}, {"rtol": float("nan")}])
+def test_bad_limits_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        ProximalGradient(**arguments)
