@@ -36,3 +36,15 @@ def assert_close(actual: object, expected: object, rtol: float) -> None:
 CERTIFIED = {"float64": 1e-9, "float32": 2e-3, "bfloat16": 2e-2}
 # A few sweeps of alternating least squares and one closing step.
 FACTORED = 5e-2
+
+# The exact group solve, relative to the norm of the group: times 1 / (1 - t/||b||), the
+# distance from the threshold, which no summation in that precision can undo. By metric spread.
+SECULAR = {
+    ("float64", 1e8): 1e-12,
+    ("float64", 1e16): 1e-12,
+    ("float32", 1e2): 2e-6,
+    ("float32", 1e8): 2e-6,
+    ("float32", 1e16): 1e-4,
+}
+# KKT residual of a float32 group solve, relative to the linear term.
+KKT = 1e-5

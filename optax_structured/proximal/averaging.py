@@ -56,7 +56,7 @@ def dual_averaging(learning_rate: ScalarOrSchedule) -> optax.GradientTransformat
       >>> optimizer = optax.chain(oxs.dual_averaging(0.1), oxs.prox_step(oxs.L1(), 0.5))
       >>> params = jnp.array([1.0, 0.01])
       >>> updates, _ = optimizer.update(jnp.ones(2), optimizer.init(params), params)
-      >>> print(optax.apply_updates(params, updates))
+      >>> print(optax.apply_updates(params, updates).round(3))
       [ 0.85 -0.04]
 
     References:
@@ -140,7 +140,7 @@ def moving_average(
       >>> optimizer = optax.chain(oxs.moving_average(0.1), oxs.prox_step(oxs.L1(), 0.5))
       >>> params = jnp.array([1.0, 0.01])
       >>> updates, _ = optimizer.update(jnp.ones(2), optimizer.init(params), params)
-      >>> print(optax.apply_updates(params, updates))
+      >>> print(optax.apply_updates(params, updates).round(3))
       [ 0.85 -0.04]
 
     References:

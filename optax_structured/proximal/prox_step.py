@@ -187,8 +187,8 @@ def record_point() -> optax.GradientTransformationExtraArgs:
       >>> optimizer = oxs.ramda(0.01, oxs.L1(), 2.0, momentum=0.9, keep_point=True)
       >>> params = jnp.array([1.0, 0.001])
       >>> _, state = optimizer.update(jnp.ones(2), optimizer.init(params), params)
-      >>> print(oxs.prox_point(state))
-      [0.8607747 0.       ]
+      >>> print(oxs.prox_point(state) != 0)
+      [ True False]
     """
 
     def init(params: Any) -> PointState:

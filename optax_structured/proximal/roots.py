@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-# Bits of a float32 read as an integer are 2^23 (log2(x) + 127 - small): x^(-1/3) is an affine map of
-# them. The constant makes the largest relative error of that first guess smallest.
+# Bits of a float32 read as an integer are 2^23 (log2(x) + 127 - small): those of x^(-1/3) are an
+# affine map of them. The constant makes the largest relative error of that first guess smallest.
 _GUESS = 0x54A21D2A
 _SMALLEST = 1e-37
 

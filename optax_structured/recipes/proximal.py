@@ -71,7 +71,7 @@ def ramda(
       >>> gradient = jax.grad(lambda w: 0.5 * jnp.sum((A @ w - y) ** 2))
       >>> optimizer = oxs.ramda(0.1, oxs.L1(), strength=0.5, momentum=0.0)
       >>> w, state = jnp.zeros(4), optimizer.init(jnp.zeros(4))
-      >>> for _ in range(300):
+      >>> for _ in range(1000):
       ...     updates, state = optimizer.update(gradient(w), state, w)
       ...     w = optax.apply_updates(w, updates)
       >>> print(w.round(2))

@@ -8,23 +8,29 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optax_structured.regularizers.base import Regularizer, promote, widen
+from optax_structured.regularizers.entrywise import L1, ElasticNet
 
 
 @dataclasses.dataclass(frozen=True)
 class Box(Regularizer):
     r"""Every entry stays between two bounds.
 
-    .. math:: \psi(w) = 0 \text{ if } low \le w_i \le high \text{ for all } i,
-        \text{ else } \infty, \qquad \mathrm{prox}(u, m, \tau) = \min(\max(u, low), high)
+    .. math:: \psi(w) = \phi(w) \text{ if } low \le w_i \le high \text{ for all } i,
+        \text{ else } \infty, \qquad
+        \mathrm{prox}(u, m, \tau) = \min(\max(\mathrm{prox}_\phi(u, m, \tau), low), high)
 
-    whatever the metric and the strength; a strength of 0 does not lift the constraint.
+    where :math:`\phi` is another penalty on the entries, or 0: then the prox projects, whatever the
+    metric and the strength. A strength of 0 does not lift the constraint.
 
     Args:
       low: lower bound of every entry, in units of the parameter; may be minus infinity.
       high: upper bound, above `low`; may be infinity.
+      penalty: `L1` or `ElasticNet`, or None. (One that couples entries or is not convex cannot be
+        clipped after the fact.)
 
     Raises:
       ValueError: `low` is not below `high`.
+      TypeError: another penalty.
 
     >>> import jax.numpy as jnp
     >>> print(Box(-1.0, 0.5).prox(jnp.array([-3.0, 0.2, 2.0]), metric=1.0, strength=1.0))
@@ -34,23 +40,30 @@ class Box(Regularizer):
     constraint: ClassVar[bool] = True
     low: float = -1.0
     high: float = 1.0
+    penalty: L1 | ElasticNet | None = None
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise ValueError(f"Box needs low < high, got low={self.low!r} and high={self.high!r}")
+        if not (self.penalty is None or isinstance(self.penalty, L1 | ElasticNet)):
+            raise TypeError(f"Box takes L1(...) or ElasticNet(...) as penalty, got {self.penalty!r}")
 
     def value(self, w: ArrayLike) -> jax.Array:
         w = widen(w)
         inside = jnp.all((self.low <= w) & (w <= self.high))
-        return jnp.where(inside, 0.0, jnp.inf).astype(w.dtype)
+        penalty = self.penalty.value(w) if self.penalty else 0.0
+        return jnp.where(inside, penalty, jnp.inf).astype(w.dtype)
 
     def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
-        u, _, _ = promote(u, metric, strength)
-        return jnp.clip(u, self.low, self.high)
+        u, metric, strength = promote(u, metric, strength)
+        point = self.penalty.prox(u, metric, strength) if self.penalty else u
+        return jnp.clip(point, self.low, self.high)
 
     def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        # b / metric has the sign of b, which is all that the answer depends on.
-        return jnp.clip(widen(b), self.low, self.high) == 0.0
+        # b / metric has the sign of b, which is all that the clipping depends on.
+        b = widen(b)
+        point = jnp.where(self.penalty.is_zero(b, strength), 0.0, b) if self.penalty else b
+        return jnp.clip(point, self.low, self.high) == 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _root(
 
     def any_metric(theta: jax.Array) -> jax.Array:
         spread = _total(jnp.square(b / (theta * metric)), axes)
-        high = theta * jnp.sqrt(spread) * (1 - 1 / norm)  # where the chord to infinity is 0
+        high = theta * jnp.sqrt(jnp.where(alive, spread, 1.0)) * (1 - 1 / norm)  # where the chord to infinity is 0
         return jax.lax.fori_loop(0, _MORE_STEPS, approach_any, (last, f_last, theta, high))[2]
 
     # The error after a secant step is far below the step itself.

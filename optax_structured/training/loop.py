@@ -1,0 +1,143 @@
+"""The run: epochs of compiled steps, metrics, and a folder that can be continued."""
+
+import csv
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from optax_structured.training.checkpoint import Checkpoints
+from optax_structured.training.config import Config
+from optax_structured.training.data import Images
+from optax_structured.training.experiment import Experiment, State
+
+METRICS, STRIPS = "metrics.csv", "strips.npz"
+_STEPS_A_CALL = 120
+_SECONDS_BETWEEN_SAVES = 10.0
+
+Row = dict[str, float]
+Strips = dict[str, list[np.ndarray]]
+
+
+class Result(NamedTuple):
+    """A run so far."""
+
+    experiment: Experiment
+    state: State
+    rows: list[Row]  # one an epoch
+    strips: Strips  # path -> one array an epoch, of the prox point
+
+
+def train(
+    config: Config,
+    images: Images,
+    folder: pathlib.Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    watch: Callable[[Row], None] = lambda row: None,
+) -> Result:
+    """Trains from the start, or continues as if nothing had happened.
+
+    Args:
+      config: the run.
+      images: the data set that `config.data` names.
+      folder: the run folder; gets `config.json`, `metrics.csv`, `strips.npz`, `checkpoints/`.
+      resume: continue from the checkpoint in `folder`.
+      stop_after: leave after this many epochs in all; the run can be resumed.
+      watch: called with the latest metrics after each compiled call.
+
+    Raises:
+      FileExistsError: a new run into a folder that is not empty.
+      FloatingPointError: the loss is no longer finite.
+    """
+    experiment = Experiment(config, images)
+    if not resume:
+        _prepare(config, folder)
+    state, rows, strips, done = experiment.init(), [], {}, 0
+    with Checkpoints(folder) as checkpoints:
+        if resume:
+            step, state = checkpoints.restore(state)
+            done = step // experiment.steps_per_epoch
+            rows, strips = _read(folder, done)
+        saved = time.monotonic()
+        last = config.epochs if stop_after is None else min(stop_after, config.epochs)
+        for epoch in range(done, last):
+            state, row = _epoch(experiment, state, epoch, rows[-1] if rows else {}, watch)
+            rows.append(row)
+            for path, strip in experiment.strips(experiment.point(state)).items():
+                strips.setdefault(path, []).append(np.asarray(strip))
+            if epoch + 1 == last or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                _write(folder, rows, strips)
+                checkpoints.save((epoch + 1) * experiment.steps_per_epoch, state)
+                saved = time.monotonic()
+    return Result(experiment, state, rows, strips)
+
+
+def _epoch(
+    experiment: Experiment,
+    state: State,
+    epoch: int,
+    previous: Row,
+    watch: Callable[[Row], None],
+) -> tuple[State, Row]:
+    order, losses, seconds = experiment.order(epoch), [], 0.0
+    row = {**previous, "epoch": epoch + 1, "step": epoch * len(order)}
+    for piece in np.array_split(order, -(-len(order) // _STEPS_A_CALL)):
+        start = time.perf_counter()
+        state, loss = experiment.steps(state, piece)
+        losses.append(np.asarray(loss))  # waits for the call
+        seconds += time.perf_counter() - start
+        row["step"] += len(piece)
+        row["loss"] = float(np.mean(losses[-1]))
+        row["steps_per_second"] = (row["step"] - epoch * len(order)) / seconds
+        row.update(_structure(experiment, state))
+        watch(row)
+        if not np.isfinite(row["loss"]):
+            raise FloatingPointError(
+                f"the loss is {row['loss']} at step {row['step']}: training diverged; lower "
+                "--learning-rate"
+            )
+    row["loss"] = float(np.mean(np.concatenate(losses)))
+    row["accuracy"] = experiment.accuracy(state.params)
+    row["point_accuracy"] = experiment.accuracy(experiment.point(state))
+    watch(row)
+    return state, row
+
+
+def _structure(experiment: Experiment, state: State) -> Row:
+    of_w = experiment.structure_of(state.params)
+    of_point = experiment.structure_of(experiment.point(state))
+    found = {**of_w, **{f"point_{name}": value for name, value in of_point.items()}}
+    return {name: float(value) for name, value in jax.device_get(found).items()}
+
+
+def _prepare(config: Config, folder: pathlib.Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} exists and is not empty: give another --out, or continue the run in it "
+            f"with --resume {folder}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(folder)
+
+
+def _write(folder: pathlib.Path, rows: list[Row], strips: Strips) -> None:
+    with open(folder / METRICS, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[-1], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    arrays: dict[str, Any] = {path: np.stack(strip) for path, strip in strips.items()}
+    np.savez_compressed(folder / STRIPS, **arrays)
+
+
+def _read(folder: pathlib.Path, epochs: int) -> tuple[list[Row], Strips]:
+    """The metrics of the first epochs; later ones are from after the checkpoint."""
+    with open(folder / METRICS, newline="") as file:
+        rows = [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
+    with np.load(folder / STRIPS) as arrays:
+        strips = {path: list(arrays[path][:epochs]) for path in arrays.files}
+    return rows[:epochs], strips
