@@ -33,7 +33,7 @@ def unstructured_sparsity(w: Any) -> jax.Array:
     0.5
     """
     leaves = jax.tree.leaves(w)
-    return _missing([jnp.count_nonzero(leaf) for leaf in leaves], [jnp.size(x) for x in leaves])
+    return _share([jnp.sum(leaf == 0.0) for leaf in leaves], [jnp.size(leaf) for leaf in leaves])
 
 
 def structured_sparsity(w: Any, structure: Any) -> jax.Array:
@@ -46,7 +46,7 @@ def structured_sparsity(w: Any, structure: Any) -> jax.Array:
     0.5
     """
     found = [spec.support(leaf) for leaf, spec in _grouped(w, structure)]
-    return _missing([jnp.count_nonzero(alive) for alive in found], [alive.size for alive in found])
+    return _share([jnp.sum(~alive) for alive in found], [alive.size for alive in found])
 
 
 def weighted_sparsity(w: Any, structure: Any) -> jax.Array:
@@ -58,12 +58,12 @@ def weighted_sparsity(w: Any, structure: Any) -> jax.Array:
     >>> print(weighted_sparsity(params, GroupLasso(group_axis=-2)))
     0.75
     """
-    alive, total = [], []
+    dead, total = [], []
     for leaf, spec in _grouped(w, structure):
         support, size = spec.support(leaf), spec.group_size(leaf.shape)
-        alive.append(jnp.count_nonzero(support).astype(float) * size)
+        dead.append(jnp.sum(~support).astype(float) * size)
         total.append(support.size * size)
-    return _missing(alive, total)
+    return _share(dead, total)
 
 
 def low_rank_level(w: Any, structure: Any) -> jax.Array:
@@ -74,7 +74,7 @@ def low_rank_level(w: Any, structure: Any) -> jax.Array:
     """
     pairs = [(x, s) for x, s in _regularised(w, structure) if isinstance(s, NuclearNorm)]
     found = [spec.support(leaf) for leaf, spec in pairs]
-    return _missing([jnp.count_nonzero(alive) for alive in found], [alive.size for alive in found])
+    return _share([jnp.sum(~alive) for alive in found], [alive.size for alive in found])
 
 
 def objective(loss: Any, w: Any, structure: Any, strength: Any) -> jax.Array:
@@ -153,9 +153,9 @@ def _grouped(w: Any, structure: Any) -> list[tuple[jax.Array, Regularizer]]:
     return [(x, s) for x, s in _regularised(w, structure) if not isinstance(s, NuclearNorm)]
 
 
-def _missing(alive: list[jax.Array], total: list[int]) -> jax.Array:
-    """1 - alive / total; 0 where there is nothing to count."""
-    return 1 - sum(alive, jnp.zeros(())) / sum(total) if sum(total) else jnp.zeros(())
+def _share(dead: list[jax.Array], total: list[int]) -> jax.Array:
+    """What is dead of the total; 0 where there is nothing to count."""
+    return sum(dead, jnp.zeros(())) / sum(total) if sum(total) else jnp.zeros(())
 
 
 def _residual(

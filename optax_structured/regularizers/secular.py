@@ -17,7 +17,7 @@ extreme spread take a fixed block of bracketed steps more, behind one `lax.cond`
 nobody else pays for them.
 """
 
-from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,12 @@ _STEPS = 5
 _MORE_STEPS = 14
 
 
+@functools.partial(jax.jit, static_argnames="axes")
 def solve_group(
     b: jax.Array,
     metric: jax.Array,
     threshold: jax.Array | float,
-    axes: Sequence[int],
+    axes: Axes,
 ) -> jax.Array:
     r"""Minimises :math:`\tfrac12\langle w,Pw\rangle - \langle b,w\rangle + t\|w\|_2` in each group.
 
@@ -53,21 +54,16 @@ def solve_group(
       [[2.4 3.2]
        [0.  0. ]]
     """
-    axes = tuple(axes)
     metric = jnp.asarray(metric, b.dtype)
     threshold = jnp.maximum(jnp.asarray(threshold, b.dtype), jnp.finfo(b.dtype).tiny)
 
+    # phi(0). A threshold of (nearly) nothing overflows it: those groups are not shrunk at all.
     square = _total(jnp.square(b * (1 / threshold)), axes)
-    dead = square <= 1
-    # A threshold of (nearly) nothing overflows the norm: those groups are not shrunk at all.
-    unshrunk = jnp.isinf(square)
-    # A harmless stand-in where there is no root to find.
-    norm = jnp.sqrt(jnp.where(dead | unshrunk, 4.0, square))
+    dead, unshrunk = square <= 1, jnp.isinf(square)
     if metric.ndim == 0:
-        shrink = jnp.where(unshrunk, 1.0, 1 - 1 / norm) / metric
-        return jnp.where(dead, 0.0, b * shrink)
-    theta = _root(b, metric, threshold, norm, ~(dead | unshrunk), axes)
-    pull = jnp.where(unshrunk, 0.0, threshold / theta)
+        norm = jnp.sqrt(jnp.where(dead, 4.0, square))
+        return jnp.where(dead, 0.0, b * ((1 - 1 / norm) / metric))
+    pull = jnp.where(unshrunk, 0.0, threshold / _root(b, metric, threshold, square, axes))
     return jnp.where(dead, 0.0, b / (metric + pull))
 
 
@@ -76,50 +72,49 @@ def _total(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def _root(
-    b: jax.Array,
-    metric: jax.Array,
-    threshold: jax.Array,
-    norm: jax.Array,
-    alive: jax.Array,
-    axes: Axes,
+    b: jax.Array, metric: jax.Array, threshold: jax.Array, square: jax.Array, axes: Axes
 ) -> jax.Array:
-    """The root theta of f a group, for b of norm `norm * threshold`; any number if not `alive`."""
+    """Where phi(theta) = 1 a group, given phi(0) = `square`; some number if dead or unshrunk."""
+    # What is small is written so that few arrays are stored: each costs XLA a kernel to compile.
+    alive = (square > 1) & ~jnp.isinf(square)
+    norm = jnp.sqrt(jnp.where(alive, square, 4.0))
 
-    def f(theta: jax.Array) -> jax.Array:
-        phi = _total(jnp.square(b / (theta * metric + threshold)), axes)
-        return jax.lax.rsqrt(jnp.where(alive, phi, 1.0)) - 1
+    def phi(theta: jax.Array) -> jax.Array:
+        return _total(jnp.square(b / (theta * metric + threshold)), axes)
+
+    def secant(theta0: jax.Array, phi0: jax.Array, theta1: jax.Array, phi1: jax.Array) -> jax.Array:
+        """Where the line through two points of f is zero; the second point if f does not rise."""
+        f0, f1 = (jax.lax.rsqrt(jnp.where(alive, x, 1.0)) - 1 for x in (phi0, phi1))
+        rises = f1 > f0
+        share = jnp.where(rises, f1 / jnp.where(rises, f1 - f0, 1.0), 0.0)
+        return theta1 + share * (theta0 - theta1)
 
     def approach(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        theta0, f0, theta1 = carry
-        f1 = f(theta1)
-        return theta1, f1, _secant(theta0, f0, theta1, f1)
+        theta0, phi0, theta1 = carry
+        phi1 = phi(theta1)
+        return theta1, phi1, secant(theta0, phi0, theta1, phi1)
 
     slope = _total(jnp.square(b * (1 / (norm * threshold))) * metric, axes)
     tangent = threshold * jnp.where(alive, (norm - 1) / jnp.where(alive, slope, 1.0), 1.0)
-    start = jnp.zeros_like(tangent), 1 / norm - 1, tangent
-    last, f_last, theta = jax.lax.fori_loop(0, _STEPS, approach, start)
+    start = jnp.zeros_like(tangent), square, tangent
+    last, phi_last, theta = jax.lax.fori_loop(0, _STEPS, approach, start)
 
     def approach_any(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        theta0, f0, low, high = carry
+        theta0, phi0, low, high = carry
         # While the bracket is wide it is halved, in logarithms; then come secants from below.
         theta1 = jnp.where(high > 4 * low, jnp.sqrt(low) * jnp.sqrt(high), low)
-        f1 = f(theta1)
-        below = f1 <= 0
-        low = jnp.where(below, _secant(theta0, f0, theta1, f1), low)
+        phi1 = phi(theta1)
+        below = phi1 >= 1
+        low = jnp.where(below, secant(theta0, phi0, theta1, phi1), low)
         high = jnp.where(below, high, theta1)
-        return jnp.where(below, theta1, theta0), jnp.where(below, f1, f0), low, high
+        return jnp.where(below, theta1, theta0), jnp.where(below, phi1, phi0), low, high
 
     def any_metric(theta: jax.Array) -> jax.Array:
-        spread = _total(jnp.square(b / (theta * metric)), axes)
-        high = theta * jnp.sqrt(jnp.where(alive, spread, 1.0)) * (1 - 1 / norm)  # where the chord to infinity is 0
-        return jax.lax.fori_loop(0, _MORE_STEPS, approach_any, (last, f_last, theta, high))[2]
+        spread = jnp.where(alive, _total(jnp.square(b / (theta * metric)), axes), 1.0)
+        high = theta * jnp.sqrt(spread) * (1 - 1 / norm)  # where the chord to infinity is 0
+        return jax.lax.fori_loop(0, _MORE_STEPS, approach_any, (last, phi_last, theta, high))[2]
 
     # The error after a secant step is far below the step itself.
-    converged = jnp.abs(theta - last) <= jnp.finfo(theta.dtype).eps ** 0.6 * theta
-    return jax.lax.cond(jnp.all(converged | ~alive), lambda theta: theta, any_metric, theta)
-
-
-def _secant(theta0: jax.Array, f0: jax.Array, theta1: jax.Array, f1: jax.Array) -> jax.Array:
-    """Where the line through two points of f is zero; the second point if f does not rise."""
-    rises = f1 > f0
-    return theta1 + jnp.where(rises, f1 / jnp.where(rises, f1 - f0, 1.0), 0.0) * (theta0 - theta1)
+    unsure = alive & (jnp.abs(theta - last) > jnp.finfo(theta.dtype).eps ** 0.6 * theta)
+    converged = jnp.sum(unsure, dtype=theta.dtype) == 0
+    return jax.lax.cond(converged, lambda theta: theta, any_metric, theta)

@@ -103,9 +103,11 @@ class Experiment:
         named = zip(named_leaves(tree), resolve(self.structure, tree), strict=True)
         return {path: strip(leaf, spec) for (path, leaf), spec in named if leaf.ndim > 1}
 
+    def _logits(self, params: Any, x: jax.Array) -> Any:
+        return self.model.apply({"params": params}, self.images.standardise(x))
+
     def _loss(self, params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = self.model.apply({"params": params}, self.images.standardise(x))
-        return models.cross_entropy(logits, labels)
+        return models.cross_entropy(self._logits(params, x), labels)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _steps(
@@ -143,7 +145,6 @@ class Experiment:
     @functools.partial(jax.jit, static_argnums=0)
     def _count_correct(self, params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         def count(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-            logits = self.model.apply({"params": params}, self.images.standardise(batch[0]))
-            return jnp.sum(jnp.argmax(logits, axis=-1) == batch[1])
+            return jnp.sum(jnp.argmax(self._logits(params, batch[0]), axis=-1) == batch[1])
 
         return jnp.sum(jax.lax.map(count, (x, labels)))

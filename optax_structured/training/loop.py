@@ -57,7 +57,9 @@ def train(
     experiment = Experiment(config, images)
     if not resume:
         _prepare(config, folder)
-    state, rows, strips, done = experiment.init(), [], {}, 0
+    state, done = experiment.init(), 0
+    rows: list[Row] = []
+    strips: Strips = {}
     with Checkpoints(folder) as checkpoints:
         if resume:
             step, state = checkpoints.restore(state)

@@ -112,7 +112,7 @@ def test_no_threshold_no_shrinkage(metric):
 
 def test_nan_is_not_hidden():
     w = solve_group(jnp.array([[jnp.nan, 1.0], [3.0, 4.0]]), jnp.ones((2, 2)), 1.0, (1,))
-    assert np.isnan(w[0]).all() and np.isfinite(w[1]).all()
+    assert np.isnan(w[0, 0]) and np.isfinite(w[1]).all()
 
 
 def test_one_threshold_a_group():
