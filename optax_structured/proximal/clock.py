@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-ScalarOrSchedule = optax.ScalarOrSchedule
-
 # The clock of every element is optax's own schedule state: `restart_at` keeps it, wherever it is.
-Clock = optax.ScaleByScheduleState
+from optax import ScalarOrSchedule as ScalarOrSchedule
+from optax import ScaleByScheduleState as Clock
 
 
 def new_clock() -> Clock:

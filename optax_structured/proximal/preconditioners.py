@@ -55,7 +55,8 @@ def adaptive_preconditioner(
 
     References:
       Defazio and Jelassi, `Adaptivity without Compromise
-      <https://arxiv.org/abs/2101.11075>`_, 2022; Huang and Lee, `Regularized Adaptive Momentum Dual Averaging
+      <https://arxiv.org/abs/2101.11075>`_, 2022; Huang and Lee,
+      `Regularized Adaptive Momentum Dual Averaging
       <https://arxiv.org/abs/2403.14398>`_, 2024.
     """
     check_positive("eps", eps)

@@ -125,8 +125,9 @@ def prox_step(
                 point = solver.solve(spec, sub.linear, sub.metric, sub.centre, tau, p)
             return (point - p.astype(point.dtype)).astype(sub.dtype)
 
-        leaves, structure = jax.tree.flatten(updates)
-        rows = zip(leaves, structure.flatten_up_to(params), specs(params), strict=True)
+        structure: Any = jax.tree.structure(updates)
+        current = structure.flatten_up_to(params)
+        rows = zip(jax.tree.leaves(updates), current, specs(params), strict=True)
         updates = structure.unflatten([step(*row) for row in rows])
         return updates, ProxStepState(tick(state.clock))
 

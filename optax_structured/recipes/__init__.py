@@ -1,12 +1,7 @@
 """Named optimizers: compositions of the elements, one family a file."""
 
-from optax_structured.recipes.proximal import (
-    prox_adam,
-    prox_sgd,
-    prox_sgd_relaxed,
-    prox_ssi,
-    ramda,
-    rmda,
-)
+from optax_structured.recipes.adam import prox_adam, prox_ssi
+from optax_structured.recipes.dual_averaging import ramda, rmda
+from optax_structured.recipes.sgd import prox_sgd, prox_sgd_relaxed
 
 __all__ = ["prox_adam", "prox_sgd", "prox_sgd_relaxed", "prox_ssi", "ramda", "rmda"]

@@ -46,7 +46,9 @@ class Box(Regularizer):
         if not self.low < self.high:
             raise ValueError(f"Box needs low < high, got low={self.low!r} and high={self.high!r}")
         if not (self.penalty is None or isinstance(self.penalty, L1 | ElasticNet)):
-            raise TypeError(f"Box takes L1(...) or ElasticNet(...) as penalty, got {self.penalty!r}")
+            raise TypeError(
+                f"Box takes L1(...) or ElasticNet(...) as penalty, got {self.penalty!r}"
+            )
 
     def value(self, w: ArrayLike) -> jax.Array:
         w = widen(w)

@@ -1,5 +1,7 @@
 """The compiled parts of a run: many steps at once, accuracy, structure, gradient."""
 
+import copy
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -46,16 +48,28 @@ class Experiment:
         stages = Stages(tuple(m * self.steps_per_epoch for m in config.milestones))
         self.optimizer = self.recipe.build(hyper, self.structure, stages)
         self._train = jax.device_put((images.train, images.train_labels))
-        self._init_key, self._order_key = jax.random.split(jax.random.key(config.seed))
+        self._steps = jax.jit(self._run_steps, donate_argnums=0)
+        self._gradient = jax.jit(self._mean_gradient)
+        self._correct = jax.jit(self._count_correct)
+        self.structure_of = jax.jit(self._structure_of)
+        self.strips = jax.jit(self._strips)
+
+    def for_seed(self, seed: int) -> "Experiment":
+        """The same experiment from another seed; what is compiled is shared."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, seed=seed)
+        return other
 
     def init(self) -> State:
         """The state before the first step."""
-        params = models.init(self.model, self.images.train.shape[1:], self._init_key)
+        key, _ = self._keys()
+        params = models.init(self.model, self.images.train.shape[1:], key)
         return State(params, self.optimizer.init(params))
 
     def order(self, epoch: int) -> np.ndarray:
         """Which images each step of an epoch sees, (steps, batch); a last partial batch is left."""
-        key = jax.random.fold_in(self._order_key, epoch)
+        _, key = self._keys()
+        key = jax.random.fold_in(key, epoch)
         chosen = jax.random.permutation(key, len(self.images.train))
         shape = self.steps_per_epoch, self.config.batch_size
         return np.asarray(chosen[: shape[0] * shape[1]]).reshape(shape)
@@ -70,7 +84,7 @@ class Experiment:
 
     def accuracy(self, params: Any) -> float:
         """Share of the test images that are classified correctly."""
-        return float(self._count_correct(params, *self._test)) / len(self.images.test)
+        return float(self._correct(params, *self._test)) / len(self.images.test)
 
     def gradient(self, params: Any) -> tuple[jax.Array, Any]:
         """Loss and its gradient over the training images, at most 10 000 of them."""
@@ -78,8 +92,7 @@ class Experiment:
         order = np.arange(used * self.config.batch_size).reshape(used, -1)
         return self._gradient(params, order, *self._train)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def structure_of(self, tree: Any) -> dict[str, jax.Array]:
+    def _structure_of(self, tree: Any) -> dict[str, jax.Array]:
         """The structure metrics of parameters or of a prox point."""
         return {
             "unstructured": diagnostics.unstructured_sparsity(tree),
@@ -88,8 +101,7 @@ class Experiment:
             "low_rank": diagnostics.low_rank_level(tree, self.structure),
         }
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def strips(self, tree: Any) -> dict[str, jax.Array]:
+    def _strips(self, tree: Any) -> dict[str, jax.Array]:
         """What a picture of each layer shows: the share that is left of each input or rank."""
 
         def strip(leaf: jax.Array, spec: Any) -> jax.Array:
@@ -103,14 +115,17 @@ class Experiment:
         named = zip(named_leaves(tree), resolve(self.structure, tree), strict=True)
         return {path: strip(leaf, spec) for (path, leaf), spec in named if leaf.ndim > 1}
 
+    def _keys(self) -> jax.Array:
+        """For the initial parameters, and for the order of the data."""
+        return jax.random.split(jax.random.key(self.config.seed))
+
     def _logits(self, params: Any, x: jax.Array) -> Any:
         return self.model.apply({"params": params}, self.images.standardise(x))
 
     def _loss(self, params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         return models.cross_entropy(self._logits(params, x), labels)
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def _steps(
+    def _run_steps(
         self, state: State, order: jax.Array, x: jax.Array, labels: jax.Array
     ) -> tuple[State, jax.Array]:
         def step(state: State, rows: jax.Array) -> tuple[State, jax.Array]:
@@ -121,8 +136,7 @@ class Experiment:
 
         return jax.lax.scan(step, state, order)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def _gradient(
+    def _mean_gradient(
         self, params: Any, order: jax.Array, x: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, Any]:
         def add(total: Any, rows: jax.Array) -> tuple[Any, None]:
@@ -142,7 +156,6 @@ class Experiment:
         labels = np.pad(self.images.test_labels, (0, missing), constant_values=-1)
         return jax.device_put((x.reshape(-1, size, *x.shape[1:]), labels.reshape(-1, size)))
 
-    @functools.partial(jax.jit, static_argnums=0)
     def _count_correct(self, params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
         def count(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             return jnp.sum(jnp.argmax(self._logits(params, batch[0]), axis=-1) == batch[1])

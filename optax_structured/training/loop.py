@@ -11,7 +11,6 @@ import numpy as np
 
 from optax_structured.training.checkpoint import Checkpoints
 from optax_structured.training.config import Config
-from optax_structured.training.data import Images
 from optax_structured.training.experiment import Experiment, State
 
 METRICS, STRIPS = "metrics.csv", "strips.npz"
@@ -32,8 +31,7 @@ class Result(NamedTuple):
 
 
 def train(
-    config: Config,
-    images: Images,
+    experiment: Experiment,
     folder: pathlib.Path,
     *,
     resume: bool = False,
@@ -43,8 +41,7 @@ def train(
     """Trains from the start, or continues as if nothing had happened.
 
     Args:
-      config: the run.
-      images: the data set that `config.data` names.
+      experiment: the run.
       folder: the run folder; gets `config.json`, `metrics.csv`, `strips.npz`, `checkpoints/`.
       resume: continue from the checkpoint in `folder`.
       stop_after: leave after this many epochs in all; the run can be resumed.
@@ -54,7 +51,7 @@ def train(
       FileExistsError: a new run into a folder that is not empty.
       FloatingPointError: the loss is no longer finite.
     """
-    experiment = Experiment(config, images)
+    config = experiment.config
     if not resume:
         _prepare(config, folder)
     state, done = experiment.init(), 0

@@ -1,0 +1,139 @@
+"""RAMDA and RMDA: dual averaging, which finds the structure of the optimum for good."""
+
+import optax
+
+from optax_structured.proximal.averaging import dual_averaging
+from optax_structured.proximal.clock import ScalarOrSchedule
+from optax_structured.proximal.preconditioners import adaptive_preconditioner
+from optax_structured.proximal.prox_step import prox_step
+from optax_structured.proximal.solvers import Exact, Solver
+from optax_structured.recipes.parts import averaged
+from optax_structured.regularizers.base import Regularizer
+from optax_structured.trees import Rules
+
+_EXACT = Exact()
+
+
+def ramda(
+    learning_rate: ScalarOrSchedule,
+    regularizer: Regularizer | Rules | None = None,
+    strength: ScalarOrSchedule | None = None,
+    *,
+    momentum: ScalarOrSchedule = 0.9,
+    eps: ScalarOrSchedule = 1e-6,
+    solver: Solver = _EXACT,
+    keep_point: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RAMDA: dual averaging in an adaptive metric, with an exact prox and momentum.
+
+    With :math:`s_t = \eta\sqrt t` and :math:`c = 1 - momentum`, for each leaf
+
+    .. math::
+        V_t &= V_{t-1} + s_t G_t, \quad U_t = U_{t-1} + s_t G_t^2, \quad
+            \alpha_t = \alpha_{t-1} + s_t \\
+        P_t &= \sqrt[3]{U_t} + \epsilon \\
+        \hat W_t &= \arg\min_w \langle V_t, w\rangle
+            + \tfrac12\langle w - W_0, P_t (w - W_0)\rangle + \alpha_t\lambda\,\psi(w) \\
+        W_t &= (1 - c) W_{t-1} + c\,\hat W_t
+
+    The zeros of :math:`\hat W` settle on those of the optimum after finitely many steps; those of
+    :math:`W` follow once momentum is 0. Give it the gradients of the loss alone. The state holds
+    three copies of the parameters, float32 at least.
+
+    Args:
+      learning_rate: :math:`\eta`, a number or schedule, 1e-3 to 5e-2 (1e-2 for vision). Constant
+        between restarts: see `Stages` and `restart_at`.
+      regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
+      strength: :math:`\lambda`, a number or schedule, in units of the loss per unit of
+        :math:`\psi`, whatever the learning rate. Published runs with group lasso: 1e-7 to 1e-3
+        (its weight sqrt(group size) is part of :math:`\psi`).
+      momentum: share of the previous iterate that is kept, in [0, 1), a number or schedule. The
+        published c is 1 - momentum: 0.9 to 0.99.
+      eps: added outside the root, above 0, a number or schedule, 1e-8 to 1e-4.
+      solver: of the subproblem in the metric P. `ProximalGradient()` reproduces published runs.
+      keep_point: record :math:`\hat W` in the state, for `prox_point`: one more copy.
+
+    Returns:
+      An optimizer whose update needs `params`, and after which nothing may follow in a chain.
+
+    Raises:
+      ValueError: a value out of the ranges above.
+
+    Equals MADGRAD without regularizer: `optax.contrib.madgrad(learning_rate - eps)` with the same
+    momentum and eps (MADGRAD adds its eps to its learning rate; RAMDA does not).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, optax_structured as oxs
+      >>> A, y = jnp.eye(4)[:, ::-1], jnp.array([2.0, 0.1, 0.1, 1.0])
+      >>> gradient = jax.grad(lambda w: 0.5 * jnp.sum((A @ w - y) ** 2))
+      >>> optimizer = oxs.ramda(0.1, oxs.L1(), strength=0.5, momentum=0.0)
+      >>> w, state = jnp.zeros(4), optimizer.init(jnp.zeros(4))
+      >>> for _ in range(1000):
+      ...     updates, state = optimizer.update(gradient(w), state, w)
+      ...     w = optax.apply_updates(w, updates)
+      >>> print(w.round(2))
+      [0.5 0.  0.  1.5]
+
+    References:
+      Huang and Lee, `Regularized Adaptive Momentum Dual Averaging with an Efficient Inexact
+      Subproblem Solver for Training Structured Neural Network
+      <https://arxiv.org/abs/2403.14398>`_, NeurIPS 2024. Corrections: the prox of its Algorithm 2
+      is scaled by the step size; the inner solver starts from the current parameters.
+    """
+    return optax.chain(
+        dual_averaging(learning_rate),
+        adaptive_preconditioner(eps),
+        prox_step(regularizer, strength, solver=solver),
+        *averaged(momentum, keep_point),
+    )
+
+
+def rmda(
+    learning_rate: ScalarOrSchedule,
+    regularizer: Regularizer | Rules | None = None,
+    strength: ScalarOrSchedule | None = None,
+    *,
+    momentum: ScalarOrSchedule = 0.9,
+    keep_point: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RMDA: dual averaging in the metric :math:`\sqrt t`, with a closed-form prox and momentum.
+
+    With the :math:`V_t, \alpha_t, c` of `ramda`,
+
+    .. math::
+        \hat W_t = \operatorname{prox}_{(\alpha_t/\sqrt t)\,\lambda\psi}(W_0 - V_t/\sqrt t), \qquad
+        W_t = (1 - c) W_{t-1} + c\,\hat W_t .
+
+    Args:
+      learning_rate: :math:`\eta`, a number or schedule: 0.1 for small vision, 1 to 25 for large
+        tasks. Constant between restarts: see `Stages` and `restart_at`.
+      regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
+      strength: :math:`\lambda`, a number or schedule; published 1e-5 to 2e-4 for CNNs.
+      momentum: share of the previous iterate that is kept, in [0, 1), a number or schedule. The
+        published c is 1 - momentum: 0.9 to 0.99.
+      keep_point: record :math:`\hat W` in the state, for `prox_point`: one more copy.
+
+    Returns:
+      An optimizer whose update needs `params`, and after which nothing may follow in a chain.
+
+    Raises:
+      ValueError: a value out of the ranges above.
+
+    Equals, without regularizer and momentum, modernized dual averaging:
+    :math:`W_t = W_0 - \eta t^{-1/2} \sum_k \sqrt k\,G_k`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = oxs.rmda(0.1, oxs.GroupLasso(group_axis=-2), strength=1e-3)
+      >>> state = optimizer.init({"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)})
+
+    References:
+      Huang and Lee, `Training Structured Neural Networks Through Manifold Identification and
+      Variance Reduction <https://arxiv.org/abs/2112.02612>`_, ICLR 2022. Its code advances the
+      counters of the last parameter group only; here they belong to the optimizer.
+    """
+    return optax.chain(
+        dual_averaging(learning_rate),
+        prox_step(regularizer, strength),
+        *averaged(momentum, keep_point),
+    )
