@@ -48,3 +48,6 @@ SECULAR = {
 }
 # KKT residual of a float32 group solve, relative to the linear term.
 KKT = 1e-5
+
+# Distance to stationarity of a convex optimum that is computed independently.
+OPTIMUM = 1e-10

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 
 # The clock of every element is optax's own schedule state: `restart_at` keeps it, wherever it is.
-from optax import ScalarOrSchedule as ScalarOrSchedule
+from optax import ScalarOrSchedule
 from optax import ScaleByScheduleState as Clock
+
+__all__ = ["Clock", "ScalarOrSchedule", "new_clock", "now", "root_of_count", "tick"]
 
 
 def new_clock() -> Clock:

@@ -37,6 +37,8 @@ class Config:
         check_fraction("momentum", self.momentum)
         if recipe.defaults.eps:
             check_positive("eps", self.eps)
+        elif self.eps:
+            raise ValueError(f"recipe {self.recipe!r} has no eps; leave --eps out")
         if self.strength and (self.recipe == "adamw" or self.regularizer == "none"):
             raise ValueError(
                 f"strength {self.strength} would have no effect with recipe {self.recipe!r} and "

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from optax_structured.training.checkpoint import Checkpoints
-from optax_structured.training.config import Config
 from optax_structured.training.experiment import Experiment, State
 
 METRICS, STRIPS = "metrics.csv", "strips.npz"
@@ -53,7 +52,9 @@ def train(
     """
     config = experiment.config
     if not resume:
-        _prepare(config, folder)
+        check_empty(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(folder)
     state, done = experiment.init(), 0
     rows: list[Row] = []
     strips: Strips = {}
@@ -114,14 +115,13 @@ def _structure(experiment: Experiment, state: State) -> Row:
     return {name: float(value) for name, value in jax.device_get(found).items()}
 
 
-def _prepare(config: Config, folder: pathlib.Path) -> None:
+def check_empty(folder: pathlib.Path) -> None:
+    """Raises FileExistsError unless a new run can begin in this folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
-            f"{folder} exists and is not empty: give another --out, or continue the run in it "
+            f"{folder} exists and is not empty: give another --out, or continue what is in it "
             f"with --resume {folder}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder)
 
 
 def _write(folder: pathlib.Path, rows: list[Row], strips: Strips) -> None:

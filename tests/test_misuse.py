@@ -1,0 +1,274 @@
+"""Every mistake gets a sentence that says what to do. A new one joins by adding a line."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_structured as oxs
+
+PARAMS = {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
+GROUPS = oxs.GroupLasso(group_axis=-2)
+
+RECIPES = {
+    "ramda": oxs.ramda,
+    "rmda": oxs.rmda,
+    "prox_sgd": oxs.prox_sgd,
+    "prox_sgd_relaxed": oxs.prox_sgd_relaxed,
+    "prox_adam": oxs.prox_adam,
+    "prox_ssi": oxs.prox_ssi,
+}
+FOREIGN = "not an update yet.*Put what acts on gradients.*before dual_averaging"
+
+
+def step(*elements, params=PARAMS):
+    """One traced step of a chain."""
+    tx = optax.chain(*elements)
+    state = tx.init(params)
+    return jax.eval_shape(tx.update, params, state, params)
+
+
+def between(foreign):
+    """A foreign transformation between two proximal elements, at each place where it could be."""
+    return lambda: step(oxs.dual_averaging(0.1), foreign, oxs.adaptive_preconditioner())
+
+
+def before_the_prox(foreign):
+    return lambda: step(oxs.moving_average(0.1), foreign, oxs.prox_step(GROUPS, 0.1))
+
+
+def update_without_params(make):
+    tx = make(0.1, GROUPS, 0.1)
+    return tx.update(PARAMS, tx.init(PARAMS))
+
+
+def unfinished_chain():
+    updates, _ = (tx := optax.chain(oxs.dual_averaging(0.1))).update(
+        PARAMS, tx.init(PARAMS), PARAMS
+    )
+    return optax.apply_updates(PARAMS, updates)
+
+
+NUMBERS = {
+    "learning_rate": (-0.1, float("nan"), float("inf")),
+    "strength": (-1e-3, float("nan")),
+    "momentum": (1.0, -0.1, 1.5, float("nan")),
+    "b1": (1.0, -0.1),
+    "b2": (1.0, -0.1),
+    "eps": (0.0, -1e-6, float("nan")),
+    "weight_decay": (-0.1, float("nan")),
+}
+RANGES = {
+    "learning_rate": "must be a finite number of at least 0 or a schedule",
+    "strength": "must be a finite number of at least 0 or a schedule",
+    "momentum": r"must be in \[0, 1\) or a schedule",
+    "b1": r"must be in \[0, 1\) or a schedule",
+    "b2": r"must be in \[0, 1\) or a schedule",
+    "eps": "must be a finite number above 0 or a schedule",
+    "weight_decay": "must be a finite number of at least 0 or a schedule",
+}
+# What the elements call an argument of the recipe.
+ELEMENT_NAMES = {("prox_sgd", "momentum"): "decay", ("prox_adam", "b1"): "decay"}
+
+
+def numbers():
+    """Every recipe with every bad number for every scalar that it has."""
+    for recipe, make in RECIPES.items():
+        for name, values in NUMBERS.items():
+            if name not in make.__kwdefaults__ and name not in ("learning_rate", "strength"):
+                continue
+            for value in values:
+                arguments = {"learning_rate": 0.1, "regularizer": GROUPS, "strength": 0.1}
+                yield (
+                    f"{recipe}-{name}={value}",
+                    lambda make=make, a={**arguments, name: value}: make(**a),
+                    f"{name} {RANGES[name]}, got {re.escape(repr(value))}",
+                )
+
+
+FOREIGN_TRANSFORMATIONS = {
+    "scale": optax.scale(0.5),
+    "scale_by_schedule": optax.scale_by_schedule(lambda count: 0.5),
+    "clip": optax.clip(1.0),
+    "clip_by_global_norm": optax.clip_by_global_norm(1.0),
+    "clip_by_block_rms": optax.clip_by_block_rms(1.0),
+    "trace": optax.trace(0.9),
+    "add_decayed_weights": optax.add_decayed_weights(0.1),
+    "add_noise": optax.add_noise(0.1, 0.1, key=0),
+    "ema": optax.ema(0.9),
+    "scale_by_adam": optax.scale_by_adam(),
+    "scale_by_rms": optax.scale_by_rms(),
+    "scale_by_sign": optax.scale_by_sign(),
+    "centralize": optax.centralize(),
+    "zero_nans": optax.zero_nans(),
+    "apply_every": optax.apply_every(2),
+    "normalize_by_update_norm": optax.normalize_by_update_norm(),
+    "scale_by_trust_ratio": optax.scale_by_trust_ratio(),
+    "masked": optax.masked(optax.scale(0.5), lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)),
+    "apply_if_finite": optax.apply_if_finite(optax.identity(), 3),
+}
+
+MISUSE = [
+    *numbers(),
+    *((f"between-{n}", between(tx), FOREIGN) for n, tx in FOREIGN_TRANSFORMATIONS.items()),
+    *((f"before-prox-{n}", before_the_prox(tx), FOREIGN) for n, tx in FOREIGN_TRANSFORMATIONS.items()),
+    *(
+        (f"no-params-{n}", lambda make=make: update_without_params(make), r"needs the current "
+         r"parameters: call update\(grads, state, params\)")
+        for n, make in RECIPES.items()
+    ),
+    (
+        "apply_if_finite-around-one-element",
+        lambda: step(
+            oxs.dual_averaging(0.1),
+            optax.apply_if_finite(oxs.adaptive_preconditioner(), 3),
+            oxs.prox_step(),
+        ),
+        FOREIGN,
+    ),
+    (
+        "apply_if_finite-around-the-first-element",
+        lambda: step(optax.apply_if_finite(oxs.dual_averaging(0.1), 3), oxs.prox_step()),
+        "apply_if_finite or other control flow around the whole recipe",
+    ),
+    ("chain-ends-before-prox_step", unfinished_chain, "close the chain with prox_step"),
+    (
+        "preconditioner-first",
+        lambda: step(oxs.adaptive_preconditioner(), oxs.prox_step()),
+        "adaptive_preconditioner takes the subproblems of dual_averaging, but got a plain update",
+    ),
+    (
+        "adam_preconditioner-first",
+        lambda: step(oxs.adam_preconditioner(), oxs.prox_step()),
+        "adam_preconditioner takes the subproblems of .*, but got a plain update",
+    ),
+    (
+        "preconditioner-after-sgd",
+        lambda: step(optax.sgd(0.1), oxs.adaptive_preconditioner(), oxs.prox_step()),
+        "put dual_averaging directly before it in the chain",
+    ),
+    (
+        "cube-root-after-moving-average",
+        lambda: step(oxs.moving_average(0.1), oxs.adaptive_preconditioner(), oxs.prox_step()),
+        "use adam_preconditioner after it",
+    ),
+    (
+        "two-first-elements",
+        lambda: step(oxs.dual_averaging(0.1), oxs.dual_averaging(0.1), oxs.prox_step()),
+        FOREIGN,
+    ),
+    (
+        "prox_step-on-plain-updates-without-weight",
+        lambda: step(optax.sgd(0.1), oxs.prox_step(GROUPS, 0.1)),
+        "after a plain optax transformation needs weight=..., its learning rate",
+    ),
+    (
+        "prox_step-with-superfluous-weight",
+        lambda: step(oxs.dual_averaging(0.1), oxs.prox_step(GROUPS, 0.1, weight=0.1)),
+        "leave it out",
+    ),
+    (
+        "prox_step-weight-negative",
+        lambda: oxs.prox_step(GROUPS, 0.1, weight=-0.1),
+        "weight must be a finite number of at least 0",
+    ),
+    (
+        "regularizer-without-strength",
+        lambda: oxs.ramda(0.1, GROUPS),
+        "got a regularizer but no strength: give strength=",
+    ),
+    (
+        "regularizer-of-another-kind",
+        lambda: oxs.ramda(0.1, "l1", 0.1).init(PARAMS),
+        "takes a Regularizer such as L1",
+    ),
+    (
+        "regularizer-class",
+        lambda: oxs.ramda(0.1, oxs.L1, 0.1).init(PARAMS),
+        "give an instance",
+    ),
+    (
+        "dead-pattern",
+        lambda: oxs.ramda(0.1, oxs.rules(("kernle", GROUPS), default=None), 0.1).init(PARAMS),
+        "pattern 'kernle' matches no parameter path; the nearest paths are 'dense/kernel'",
+    ),
+    (
+        "no-rule-for-a-leaf",
+        lambda: oxs.ramda(0.1, oxs.rules(("kernel", GROUPS)), 0.1).init(PARAMS),
+        "no pattern matches 'dense/bias' and there is no default",
+    ),
+    (
+        "group-axis-out-of-range-by-pattern",
+        lambda: oxs.ramda(
+            0.1, oxs.rules(("kernel", oxs.GroupLasso(2)), default=None), 0.1
+        ).init(PARAMS),
+        "'dense/kernel' of shape .*axis 2 is out of range for a leaf of ndim 2",
+    ),
+    (
+        "group-axis-out-of-range-everywhere",
+        lambda: oxs.ramda(0.1, oxs.GroupLasso(5), 0.1).init(PARAMS),
+        "no leaf can take the regularizer .*axis 5 is out of range",
+    ),
+    (
+        "bias-as-groups",
+        lambda: oxs.ramda(0.1, oxs.rules(("bias", oxs.GroupLasso(0)), default=None), 0.1).init(
+            PARAMS
+        ),
+        "each entry would be a group of its own; use L1",
+    ),
+    ("group-axis-not-an-int", lambda: oxs.GroupLasso("rows"), "group_axis must be an int"),
+    ("group-weight", lambda: oxs.GroupLasso(0, weight=0.0), "weight must be a finite number above"),
+    ("box-upside-down", lambda: oxs.Box(1.0, -1.0), "Box needs low < high"),
+    ("elastic-net", lambda: oxs.ElasticNet(l2=-1.0), "l2 must be a finite number of at least 0"),
+    ("mcp-gamma", lambda: oxs.MCP(gamma=0.0), "gamma must be"),
+    ("scad-a", lambda: oxs.SCAD(a=1.0), "a must be"),
+    ("pg-iterations", lambda: oxs.ProximalGradient(max_iters=0), "max_iters must be"),
+    ("pg-rtol", lambda: oxs.ProximalGradient(rtol=-1.0), "rtol must be at least 0"),
+    ("als-rank", lambda: oxs.WeightedALS(max_rank=0), "max_rank must be"),
+    (
+        "als-for-groups",
+        lambda: step(oxs.ramda(0.1, GROUPS, 0.1, solver=oxs.WeightedALS(2))),
+        "WeightedALS solves for NuclearNorm, got GroupLasso; use Exact",
+    ),
+    ("milestones-unordered", lambda: oxs.restart_at(oxs.ramda(0.1), (5, 3)), "increasing whole"),
+    ("milestones-zero", lambda: oxs.Stages((0,)), "increasing whole numbers of steps, at least 1"),
+    ("gamma", lambda: oxs.Stages((5,), gamma=0.0), "gamma must be above 0 and at most 1"),
+    ("stages-momentum", lambda: oxs.Stages((5,)).momentum(1.0), r"momentum must be in \[0, 1\)"),
+    ("stages-rule", lambda: oxs.Stages((5,)).momentum(0.9, rule="x"), "rule must be"),
+    (
+        "no-point-recorded",
+        lambda: oxs.prox_point(oxs.ramda(0.1).init(PARAMS)),
+        "build the recipe with keep_point=True",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("thunk", "message"), [line[1:] for line in MISUSE], ids=[line[0] for line in MISUSE]
+)
+def test_misuse(thunk, message):
+    with pytest.raises((ValueError, TypeError), match="(?s)" + message):
+        thunk()
+
+
+def test_unfinished_chain_under_jit():
+    tx = oxs.dual_averaging(0.1)
+    with pytest.raises(TypeError, match="close the chain with prox_step"):
+        jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+def test_ids_are_unique():
+    assert len({line[0] for line in MISUSE}) == len(MISUSE)
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        pytest.param(optax.identity(), id="identity"),
+        pytest.param(optax.masked(oxs.adaptive_preconditioner(), True), id="masked element"),
+    ],
+)
+def test_what_touches_no_leaf_is_allowed(fine):
+    step(oxs.dual_averaging(0.1), fine, oxs.prox_step(GROUPS, 0.1))

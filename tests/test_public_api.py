@@ -1,0 +1,59 @@
+"""The public names and signatures, so that every change of them is seen.
+
+After a change that is meant: `python tests/test_public_api.py`, and tell it in the changelog.
+"""
+
+import inspect
+import pathlib
+
+import optax_structured as oxs
+
+SNAPSHOT = pathlib.Path(__file__).with_name("public_api.txt")
+
+
+def describe(name):
+    thing = getattr(oxs, name)
+    if inspect.ismodule(thing):
+        inner = [n for n in vars(thing) if n.isupper() or getattr(thing, n) in _own(thing)]
+        return [f"{name}: module of {', '.join(sorted(inner))}"]
+    if isinstance(thing, str):
+        return [f"{name}: str"]
+    lines = [f"{name}{_signature(thing)}"]
+    if inspect.isclass(thing):
+        for method, value in sorted(vars(thing).items()):
+            value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+            if inspect.isfunction(value) and not method.startswith("_"):
+                lines.append(f"  .{method}{_signature(value)}")
+    return lines
+
+
+def _own(module):
+    return [f for f in vars(module).values() if inspect.getmodule(f) is module]
+
+
+def _signature(thing):
+    try:
+        signature = inspect.signature(thing)
+    except ValueError:
+        return ""
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+
+
+def current():
+    return "\n".join(line for name in sorted(oxs.__all__) for line in describe(name)) + "\n"
+
+
+def test_public_api_is_the_snapshot():
+    assert current() == SNAPSHOT.read_text(), "see the docstring of this file"
+
+
+def test_all_is_complete():
+    """What the package imports for its users is in `__all__`, and nothing else is."""
+    modules = {name for name, value in vars(oxs).items() if inspect.ismodule(value)}
+    names = {name for name in vars(oxs) if not name.startswith("_")} - modules
+    assert names == {n for n in oxs.__all__ if n not in modules and not n.startswith("_")}
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(current())
