@@ -1,5 +1,6 @@
 """Composable optax transformations for training that ends exactly sparse or low rank."""
 
+from optax_structured import diagnostics
 from optax_structured.proximal import (
     AdamPreconditionerState,
     AdaptivePreconditionerState,
@@ -47,6 +48,7 @@ from optax_structured.regularizers import (
     NuclearNorm,
     Regularizer,
     SparseGroupLasso,
+    certificate,
     presets,
 )
 from optax_structured.trees import Axes, Rules, rules
@@ -86,6 +88,8 @@ __all__ = [
     "WeightedALS",
     "adam_preconditioner",
     "adaptive_preconditioner",
+    "certificate",
+    "diagnostics",
     "dual_averaging",
     "moving_average",
     "presets",

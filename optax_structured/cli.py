@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from optax_structured.training import data, models, recipes_table, session
+from optax_structured.training import data, loop, models, recipes_table, session
 
 app = typer.Typer(
     add_completion=False,
@@ -100,6 +100,8 @@ def train(
         chosen = experiment.config
         name = f"{chosen.recipe}-{chosen.model}-{chosen.data}-{chosen.seed}"
         folder = resume or out or pathlib.Path("runs") / name
+        if not resume:
+            loop.check_empty(folder)
         session.announce(experiment, console)
         try:
             result = session.run(
@@ -162,8 +164,8 @@ def compare(
         ]
         chosen = experiments[0].config
         folder = resume or out or pathlib.Path("runs") / f"compare-{chosen.model}-{chosen.data}"
+        numbers = _numbers("--seeds", seeds) or (0,)
         console.print(escape(session.common_settings(chosen)))
-        numbers = _numbers("--seeds", seeds) or ()
         try:
             table = session.compare(experiments, numbers, folder, console, resume=bool(resume))
         except KeyboardInterrupt:

@@ -2,10 +2,12 @@ r"""What training has left: sparsity, rank, objective, distance to stationarity.
 
 Pure functions of parameters (or of the prox point, `oxs.prox_point(state)`), the structure (a
 `Regularizer`, `rules` of them, or None) and, where needed, the gradient of the loss and the
-strength. Zero means `== 0.0`. Safe under jit, but for `layer_rows`, whose rows hold names too.
+strength. Zero means `== 0.0`. Safe under jit, where a network has many small leaves also faster.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +16,21 @@ from optax_structured.regularizers import L1, GroupLasso, NuclearNorm, Regulariz
 from optax_structured.trees import named_leaves, resolve
 
 
-class LayerRow(NamedTuple):
-    """One leaf of a network, as `layer_rows` sees it."""
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["alive", "strength_max"],
+    meta_fields=["path", "shape", "regularizer", "pieces", "piece_size"],
+)
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """One leaf of a network, as `layer_rows` sees it; a pytree whose names are static."""
 
     path: str
     shape: tuple[int, ...]
     regularizer: Regularizer | None  # None: a plain leaf, whose pieces are its entries
     pieces: int  # entries, groups or singular values
-    alive: jax.Array  # () int32: how many of them are nonzero
     piece_size: int  # entries that one piece stands for
+    alive: jax.Array  # () int32: how many pieces are nonzero
     strength_max: jax.Array | None  # (): dual norm of the gradient of this leaf
 
 
@@ -140,7 +148,7 @@ def layer_rows(w: Any, structure: Any, gradient: Any = None) -> list[LayerRow]:
         size = 1 if spec is None else spec.group_size(leaf.shape)
         held = None if spec is None or slope is None else spec.dual_norm(slope)
         alive = jnp.count_nonzero(support)
-        rows.append(LayerRow(path, leaf.shape, spec, support.size, alive, size, held))
+        rows.append(LayerRow(path, leaf.shape, spec, support.size, size, alive, held))
     return rows
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from optax_structured.diagnostics import LayerRow
@@ -17,13 +18,14 @@ matplotlib.use("Agg")  # before pyplot: pictures go to files, a display is not n
 
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Patch
 
 Row = Mapping[str, float]
 Strips = Mapping[str, Sequence[np.ndarray]]
 
 _DEAD, _ALIVE, _INK, _GREY = "#efe6d2", "#12525e", "#22313a", "#8a949a"
 _COLOURS = ("#12525e", "#d1603d", "#7a5195", "#4f8f3a", "#c9a227", "#5b6670")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": _GREY,
     "axes.grid": True,
     "axes.labelcolor": _INK,
@@ -70,20 +72,19 @@ def progress(
     key, _ = measure(regularizer)
     columns = (
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=10),
+        TextColumn("{task.percentage:.0f}%"),
         TextColumn("{task.fields[shown]}"),
-        TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(label, total=total, shown="compiling")
 
         def watch(row: Row) -> None:
-            accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else "–"
+            accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else "–"
             shown = (
-                f"loss {row['loss']:.4f}  acc {accuracy}  "
-                f"zero W {row[key]:.1%} Ŵ {row['point_' + key]:.1%}  "
-                f"{row['steps_per_second']:.0f} step/s"
+                f"loss {row['loss']:.3f}  acc {accuracy}  "
+                f"zero {row[key]:.0%} (Ŵ {row['point_' + key]:.0%})  "
+                f"{row['steps_per_second']:.0f}/s"
             )
             bar.update(task, completed=row["step"], shown=shown)
 
@@ -91,29 +92,22 @@ def progress(
 
 
 def layer_table(of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength: float) -> Table:
-    """One line a leaf: what is zero in W and in the prox point, and how near to life it is."""
-    table = Table(title="Layers", title_justify="left", header_style="bold")
-    table.add_column("parameter")
-    table.add_column("shape", justify="right")
-    table.add_column("regularizer")
-    for name in ("pieces", "left in W", "left in Ŵ", "zero in W", "zero in Ŵ", "‖∇‖*/strength"):
-        table.add_column(name, justify="right")
+    """One line a leaf: how many entries, groups or singular values are left; plain leaves dim."""
+    table = Table(title="Layers", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("parameter", no_wrap=True)
+    for name in ("shape", "W left", "Ŵ left", "W zero", "Ŵ zero", "gradient"):
+        table.add_column(name, justify="right", no_wrap=True)
     for w, point in zip(of_w, of_point, strict=True):
-        spec = "–" if w.regularizer is None else type(w.regularizer).__name__
-        ratio = (
-            "–" if w.strength_max is None or not strength else f"{w.strength_max / strength:.3f}"
-        )
-        table.add_row(
-            w.path,
-            "×".join(map(str, w.shape)),
-            spec,
-            str(w.pieces),
-            str(int(w.alive)),
-            str(int(point.alive)),
-            f"{1 - int(w.alive) / w.pieces:.1%}",
-            f"{1 - int(point.alive) / w.pieces:.1%}",
-            ratio,
-        )
+        left = [f"{int(row.alive)}/{row.pieces}" for row in (w, point)]
+        zero = [f"{1 - int(row.alive) / row.pieces:.1%}" for row in (w, point)]
+        held = w.strength_max
+        gradient = "" if held is None or strength == 0 else f"{held / strength:.3f}"
+        dim = None if w.regularizer is not None else "dim"
+        shape = "×".join(map(str, w.shape))
+        table.add_row(w.path, shape, *left, *zero, gradient, style=dim)
+    if strength > 0:
+        table.caption = "gradient: its dual norm over the strength, 1 at a stationary point"
+        table.caption_justify = "left"
     return table
 
 
@@ -151,16 +145,19 @@ def plot_layers(
     pieces = "singular values" if regularizer == "nuclear" else "inputs"
     colours = LinearSegmentedColormap.from_list("life", [_DEAD, _ALIVE])
     with plt.rc_context({**_STYLE, "axes.grid": False}):
+        layers = _in_order(strips)
+        heights = [min(1.0, max(0.2, len(strip[0]) / 16)) for _, strip in layers]
         figure, axes = plt.subplots(
-            len(strips),
+            len(layers),
             1,
-            figsize=(7.5, 0.9 + 1.5 * len(strips)),
+            figsize=(7.5, 0.9 + 0.45 * len(layers) + 1.15 * sum(heights)),
+            height_ratios=heights,
             sharex=True,
             squeeze=False,
             layout="constrained",
         )
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        for ax, (name, strip) in zip(axes[:, 0], _in_order(strips), strict=True):
+        for ax, (name, strip) in zip(axes[:, 0], layers, strict=True):
             life = np.stack(strip, axis=1)  # (pieces, epochs)
             longest_first = np.argsort(-life.sum(axis=1), kind="stable")
             epochs, left = life.shape[1], int(np.count_nonzero(life[:, -1]))
@@ -177,8 +174,8 @@ def plot_layers(
             ax.set_yticks([0, len(life)])
             for milestone in milestones:
                 ax.axvline(milestone, color=_COLOURS[1], lw=0.9, ls=":")
-        handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (_ALIVE, _DEAD)]
-        figure.legend(handles, ["alive", "exactly zero"], loc="upper right", ncols=2)
+        handles = [Patch(color=colour) for colour in (_ALIVE, _DEAD)]
+        figure.legend(handles, ["alive in Ŵ", "exactly zero"], loc="outside lower center", ncols=2)
         axes[-1, 0].set_xlabel(f"epoch; {pieces} ordered by how long they live")
         _save(figure, path)
 
@@ -203,10 +200,12 @@ def plot_comparison(
         for ax, (heading, column) in zip(axes, panels, strict=True):
             ax.set_title(heading)
             finals = []
-            for colour, (recipe, seeds) in zip(_cycle(_COLOURS), runs.items(), strict=False):
+            for i, (recipe, seeds) in enumerate(runs.items()):
+                colour, width = _COLOURS[i % len(_COLOURS)], 1.4 + 0.8 * (len(runs) - 1 - i)
                 values = np.array([[row[column] for row in rows] for rows in seeds])
                 steps = [row["step"] for row in seeds[0]]
-                ax.plot(steps, values.mean(axis=0), color=colour, label=recipe)
+                # Earlier lines are wider, so that those which coincide can all be seen.
+                ax.plot(steps, values.mean(axis=0), color=colour, lw=width, label=recipe)
                 ax.fill_between(
                     steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0
                 )
@@ -216,7 +215,8 @@ def plot_comparison(
             ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
             ax.set_xlabel("step")
             if column == "accuracy":  # the first quarter of a run would flatten the rest
-                ax.set_ylim(np.min([f.min() for f in finals]) - 0.01, None)
+                low, high = min(f.min() for f in finals), max(f.max() for f in finals)
+                ax.set_ylim(low - 0.01, min(high + 0.01, 1.0))
             else:
                 ax.set_ylim(-0.02, 1.02)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
@@ -253,11 +253,6 @@ def comparison_markdown(
 def _in_order(strips: Strips) -> list[tuple[str, Sequence[np.ndarray]]]:
     """Convolutions before dense layers, as in the networks here."""
     return sorted(strips.items(), key=lambda item: (not item[0].startswith("Conv"), item[0]))
-
-
-def _cycle(colours: Sequence[str]) -> Iterator[str]:
-    while True:
-        yield from colours
 
 
 def _save(figure: Any, path: pathlib.Path) -> None:

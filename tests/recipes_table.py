@@ -1,4 +1,4 @@
-"""The table that every contract test runs over. A new recipe or element joins by adding one line."""
+"""The table that every contract test runs over: a new recipe or element joins by adding a line."""
 
 import dataclasses
 import functools

@@ -69,7 +69,7 @@ def test_objective_and_strength_max(params):
     np.testing.assert_allclose(dx.strength_max(params, GROUPS), 1.0, rtol=1e-6)
 
 
-def test_all_but_the_rows_run_under_jit(params):
+def test_everything_runs_under_jit(params):
     def everything(w):
         return (
             dx.unstructured_sparsity(w),
@@ -77,6 +77,7 @@ def test_all_but_the_rows_run_under_jit(params):
             dx.structured_sparsity(w, GROUPS),
             dx.stationarity(w, w, GROUPS, 0.1),
             dx.supports(w, GROUPS),
+            dx.layer_rows(w, GROUPS, gradient=w),
         )
 
     jax.tree.map(

@@ -29,7 +29,8 @@ STAGES = oxs.Stages(
     [epoch * STEPS_PER_EPOCH for epoch in protocol["milestones_epochs"]], gamma=protocol["gamma"]
 )
 PUBLISHED = {
-    name: result["hyperparameters"] for name, result in golden.meta["results_of_authors_code"].items()
+    name: result["hyperparameters"]
+    for name, result in golden.meta["results_of_authors_code"].items()
 }
 
 
@@ -111,7 +112,9 @@ def objective(w):
 def test_dual_averaging_holds_the_optimal_support(recipe, dtype):
     supports, w = trained(recipe, dtype)
     assert supports.shape == (SEEDS, LAST_EPOCHS * STEPS_PER_EPOCH, W_STAR.shape[1])
-    np.testing.assert_array_equal(supports, np.broadcast_to(golden.arrays["support"], supports.shape))
+    np.testing.assert_array_equal(
+        supports, np.broadcast_to(golden.arrays["support"], supports.shape)
+    )
     for member in w:
         assert 0 <= objective(member) - golden.meta["F_star"] < 1e-3
 

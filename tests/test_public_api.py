@@ -14,7 +14,11 @@ SNAPSHOT = pathlib.Path(__file__).with_name("public_api.txt")
 def describe(name):
     thing = getattr(oxs, name)
     if inspect.ismodule(thing):
-        inner = [n for n in vars(thing) if n.isupper() or getattr(thing, n) in _own(thing)]
+        inner = [
+            n
+            for n in vars(thing)
+            if (n.isupper() and len(n) > 1) or getattr(thing, n) in _own(thing)
+        ]
         return [f"{name}: module of {', '.join(sorted(inner))}"]
     if isinstance(thing, str):
         return [f"{name}: str"]

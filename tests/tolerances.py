@@ -13,6 +13,16 @@ REORDERED = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 4e-2, "float16": 4e-
 GOLDEN = 1e-9
 GOLDEN_INEXACT = 1e-6
 
+# How far published runs with a known slip are from the right ones, at most.
+RELEASED_STOP = 0.3
+SHIFTED_ARCCOS = 2e-3
+
+# Float64 trajectories against optax, which takes roots and powers of its counters in float32.
+FLOAT32_COUNTERS = 1e-7
+
+# Limits that a parameter of 1e9 or more stands for.
+LIMIT = 1e-8
+
 
 def rounding(dtype: object) -> float:
     """Relative tolerance for a result of this dtype."""

@@ -55,17 +55,24 @@ class Subproblem:
         return f"<Subproblem of shape {self.shape}: {_REFUSAL}>"
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError(f"Got a Subproblem of shape {self.shape}: {_REFUSAL}")
+        raise ValueError(f"Got a Subproblem of shape {self.shape}: {_REFUSAL}")
 
-    # jnp functions, arithmetic from either side, and the common methods of arrays.
-    __jax_array__ = __array__ = __iter__ = __len__ = __getitem__ = __bool__ = __float__ = _refuse
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuses the attributes of arrays (real, at, astype, ...), whichever they are."""
+        if name.startswith("__"):  # protocols are looked up everywhere, and are answered below
+            raise AttributeError(name)
+        self._refuse()
+
+    # jnp functions, arithmetic from either side. JAX looks `__jax_array__` up before it says, in
+    # words of its own, that it cannot use it: the look-up itself refuses.
+    __jax_array__ = property(_refuse)
+    __array__ = __iter__ = __len__ = __getitem__ = __bool__ = __float__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = (
         _refuse
     )
     __matmul__ = __rmatmul__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
     __hash__ = object.__hash__
-    astype = reshape = sum = mean = max = min = conj = _refuse
 
 
 def subproblems_only(updates: Any, element: str, first: str) -> None:

@@ -2,6 +2,7 @@
 
 from optax_structured.regularizers import presets
 from optax_structured.regularizers.base import Regularizer
+from optax_structured.regularizers.certificate import certificate
 from optax_structured.regularizers.constraints import Box, NonNegative
 from optax_structured.regularizers.entrywise import L1, ElasticNet
 from optax_structured.regularizers.folded_concave import MCP, SCAD
@@ -26,5 +27,6 @@ __all__ = [
     "NuclearNorm",
     "Regularizer",
     "SparseGroupLasso",
+    "certificate",
     "presets",
 ]

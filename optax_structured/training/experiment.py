@@ -29,6 +29,16 @@ class State(NamedTuple):
     opt_state: Any
 
 
+class Summary(NamedTuple):
+    """Where a run stands, over the training images (at most 10 000 of them)."""
+
+    rows: list[diagnostics.LayerRow]  # of the parameters
+    point_rows: list[diagnostics.LayerRow]
+    objective: jax.Array  # ()
+    stationarity: jax.Array  # (): distance of the parameters to it
+    strength_max: jax.Array  # (): largest dual norm of the gradient of a leaf
+
+
 class Experiment:
     """One configuration made ready to run on one data set.
 
@@ -49,7 +59,8 @@ class Experiment:
         self.optimizer = self.recipe.build(hyper, self.structure, stages)
         self._train = jax.device_put((images.train, images.train_labels))
         self._steps = jax.jit(self._run_steps, donate_argnums=0)
-        self._gradient = jax.jit(self._mean_gradient)
+        self._initial = jax.jit(self._make_state)
+        self._summary = jax.jit(self._summarise)
         self._correct = jax.jit(self._count_correct)
         self.structure_of = jax.jit(self._structure_of)
         self.strips = jax.jit(self._strips)
@@ -63,8 +74,7 @@ class Experiment:
     def init(self) -> State:
         """The state before the first step."""
         key, _ = self._keys()
-        params = models.init(self.model, self.images.train.shape[1:], key)
-        return State(params, self.optimizer.init(params))
+        return self._initial(key)
 
     def order(self, epoch: int) -> np.ndarray:
         """Which images each step of an epoch sees, (steps, batch); a last partial batch is left."""
@@ -86,11 +96,15 @@ class Experiment:
         """Share of the test images that are classified correctly."""
         return float(self._correct(params, *self._test)) / len(self.images.test)
 
-    def gradient(self, params: Any) -> tuple[jax.Array, Any]:
-        """Loss and its gradient over the training images, at most 10 000 of them."""
+    def summary(self, state: State) -> Summary:
+        """Layers, objective and distance to stationarity."""
         used = min(len(self.images.train), _GRADIENT_IMAGES) // self.config.batch_size
         order = np.arange(used * self.config.batch_size).reshape(used, -1)
-        return self._gradient(params, order, *self._train)
+        return self._summary(state.params, self.point(state), order, *self._train)
+
+    def _make_state(self, key: jax.Array) -> State:
+        params = models.init(self.model, self.images.train.shape[1:], key)
+        return State(params, self.optimizer.init(params))
 
     def _structure_of(self, tree: Any) -> dict[str, jax.Array]:
         """The structure metrics of parameters or of a prox point."""
@@ -136,16 +150,24 @@ class Experiment:
 
         return jax.lax.scan(step, state, order)
 
-    def _mean_gradient(
-        self, params: Any, order: jax.Array, x: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, Any]:
+    def _summarise(
+        self, params: Any, point: Any, order: jax.Array, x: jax.Array, labels: jax.Array
+    ) -> Summary:
         def add(total: Any, rows: jax.Array) -> tuple[Any, None]:
             found = jax.value_and_grad(self._loss)(params, x[rows], labels[rows])
             return jax.tree.map(jnp.add, total, found), None
 
         zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
         total, _ = jax.lax.scan(add, zero, order)
-        return jax.tree.map(lambda sum_: sum_ / len(order), total)
+        loss, gradient = jax.tree.map(lambda leaf: leaf / len(order), total)
+        structure, strength = self.structure, self.config.strength
+        return Summary(
+            diagnostics.layer_rows(params, structure, gradient),
+            diagnostics.layer_rows(point, structure),
+            diagnostics.objective(loss, params, structure, strength),
+            diagnostics.stationarity(params, gradient, structure, strength),
+            diagnostics.strength_max(gradient, structure),
+        )
 
     @functools.cached_property
     def _test(self) -> tuple[jax.Array, jax.Array]:

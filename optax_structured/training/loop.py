@@ -136,7 +136,11 @@ def _write(folder: pathlib.Path, rows: list[Row], strips: Strips) -> None:
 def _read(folder: pathlib.Path, epochs: int) -> tuple[list[Row], Strips]:
     """The metrics of the first epochs; later ones are from after the checkpoint."""
     with open(folder / METRICS, newline="") as file:
-        rows = [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: _number(x) for name, x in row.items()} for row in csv.DictReader(file)]
     with np.load(folder / STRIPS) as arrays:
         strips = {path: list(arrays[path][:epochs]) for path in arrays.files}
     return rows[:epochs], strips
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)

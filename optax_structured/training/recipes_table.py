@@ -132,8 +132,8 @@ def published(name: str, regularizer: str, last_stage: int) -> Hyperparameters:
         chosen = chosen._replace(strength=0.0)
     if not recipe.averages:
         return chosen
-    c = max(1 - chosen.momentum, min(1.0, math.sqrt(5 / last_stage)))
-    return chosen._replace(momentum=round(1 - c, 4))
+    longest = max(0.0, 1 - math.sqrt(5 / last_stage))
+    return chosen._replace(momentum=round(min(chosen.momentum, longest), 4))
 
 
 def structure(regularizer: str) -> Rules | None:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from optax_structured import diagnostics, report
+from optax_structured import report
 from optax_structured.training import config, data, loop
 from optax_structured.training.config import Config
 from optax_structured.training.experiment import Experiment
@@ -38,7 +38,7 @@ def run(
 ) -> loop.Result:
     """Trains with a live line."""
     chosen = experiment.config
-    label = f"{chosen.recipe}, seed {chosen.seed}"
+    label = f"{chosen.recipe} {chosen.seed}"
     total = chosen.epochs * experiment.steps_per_epoch
     with report.progress(console, label, total, chosen.regularizer) as watch:
         return loop.train(experiment, folder, resume=resume, stop_after=stop_after, watch=watch)
@@ -47,19 +47,15 @@ def run(
 def describe_run(result: loop.Result, folder: pathlib.Path, console: Console) -> None:
     """Prints the table of the layers and the last numbers, draws the pictures."""
     experiment, chosen = result.experiment, result.experiment.config
-    params, structure = result.state.params, experiment.structure
-    loss, gradient = experiment.gradient(params)
-    rows = diagnostics.layer_rows(params, structure, gradient)
-    of_point = diagnostics.layer_rows(experiment.point(result.state), structure)
-    console.print(report.layer_table(rows, of_point, chosen.strength))
-    objective = diagnostics.objective(loss, params, structure, chosen.strength)
-    distance = diagnostics.stationarity(params, gradient, structure, chosen.strength)
+    summary = experiment.summary(result.state)
+    console.print(report.layer_table(summary.rows, summary.point_rows, chosen.strength))
     last = result.rows[-1]
     key, name = report.measure(chosen.regularizer)
     console.print(
         f"test accuracy {last['accuracy']:.2%} of W, {last['point_accuracy']:.2%} of Ŵ; "
         f"{name} {last[key]:.2%} of W, {last['point_' + key]:.2%} of Ŵ\n"
-        f"objective {objective:.5f}, distance to stationarity {distance:.2e}"
+        f"objective {summary.objective:.5f}, "
+        f"distance to stationarity {summary.stationarity:.2e}"
     )
     title = f"{chosen.recipe}: {chosen.model} on {chosen.data}"
     steps = [m * experiment.steps_per_epoch for m in chosen.milestones]
@@ -111,8 +107,7 @@ def announce(experiment: Experiment, console: Console) -> None:
     console.print(escape(f"{chosen.recipe}: {common_settings(chosen)}, seed {chosen.seed}"))
     console.print(escape(_hyperparameters(chosen)))
     if chosen.strength:
-        _, gradient = experiment.gradient(experiment.init().params)
-        scale = float(diagnostics.strength_max(gradient, experiment.structure))
+        scale = float(experiment.summary(experiment.init()).strength_max)
         console.print(
             f"the strength is {chosen.strength / scale:.2%} of {scale:.3g}, the largest dual norm "
             "of the gradient at the initial weights"
@@ -123,8 +118,8 @@ def common_settings(chosen: Config) -> str:
     """What all runs of a comparison share, in words."""
     stages = f"stages end after epochs {', '.join(map(str, chosen.milestones))}"
     return (
-        f"{chosen.model} on {chosen.data}, regularizer {chosen.regularizer}, {chosen.epochs} epochs "
-        f"of batches of {chosen.batch_size}, {stages if chosen.milestones else 'one stage'}"
+        f"{chosen.model} on {chosen.data}, {chosen.regularizer}, {chosen.epochs} epochs of "
+        f"batches of {chosen.batch_size}, {stages if chosen.milestones else 'one stage'}"
     )
 
 

@@ -72,7 +72,8 @@ def test_nnx(case):
 class LinenNet(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(3)(jnp.tanh(nn.Dense(4)(x)))
+        hidden = nn.Dense(4)(x)
+        return nn.Dense(3)(jnp.tanh(hidden))
 
 
 @every_case

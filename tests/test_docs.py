@@ -1,0 +1,85 @@
+"""The pages and the notebook run as they are printed."""
+
+import os
+import pathlib
+import re
+import sys
+import textwrap
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [
+    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()
+]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]+")
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def anchors(page):
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_blocks_run(page):
+    text, namespace = page.read_text(), {"__name__": "__main__"}
+    for block in BLOCK.finditer(text):
+        code = textwrap.dedent(block[2])
+        if "# not run" not in code:
+            # Lines of the page, so that a traceback points into it.
+            start = "\n" * (text[: block.start()].count("\n") + 1)
+            exec(compile(start + code, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    for target, anchor in LINK.findall(page.read_text()):
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), target
+        if anchor and there.suffix == ".md":
+            assert anchor in anchors(there), f"{target}#{anchor}"
+
+
+def outputs(notebook):
+    for cell in notebook.cells:
+        yield from cell.get("outputs", [])
+
+
+def text_of(output):
+    """All that a stored output says, but for its pictures."""
+    data = {kind: x for kind, x in output.get("data", {}).items() if not kind.startswith("image/")}
+    return f"{output.get('text', '')} {data} {output.get('traceback', '')}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_stored_outputs_are_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    for output in outputs(notebook):
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr", output.text
+        assert not ABSOLUTE_PATH.search(text_of(output)), text_of(output)
+
+
+@pytest.mark.filterwarnings("default")  # those of Jupyter are not ours
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_notebook_runs(path):
+    notebook = nbformat.read(path, as_version=4)
+    kernel = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    )
+    client.execute(env=kernel)
+    assert not [output.text for output in outputs(notebook) if output.get("name") == "stderr"]
