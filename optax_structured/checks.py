@@ -38,3 +38,11 @@ def check_nonnegative(name: str, value: Any) -> None:
 def check_fraction(name: str, value: Any) -> None:
     """Raises ValueError unless `0 <= value < 1` (or `value` is traced, or a schedule)."""
     _check(name, value, lambda x: 0 <= x < 1, "in [0, 1)")
+
+
+def check_params(element: str, params: Any) -> None:
+    """Raises ValueError if `element` was updated without the current parameters."""
+    if params is None:
+        raise ValueError(
+            f"{element} needs the current parameters: call update(grads, state, params)"
+        )

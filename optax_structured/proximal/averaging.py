@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction, check_nonnegative
+from optax_structured.checks import check_fraction, check_nonnegative, check_params
 from optax_structured.proximal.clock import (
     Clock,
     ScalarOrSchedule,
@@ -163,10 +163,7 @@ def moving_average(
     def update(
         updates: Any, state: MovingAverageState, params: Any = None, **_: Any
     ) -> tuple[Any, MovingAverageState]:
-        if params is None:
-            raise ValueError(
-                "moving_average needs the current parameters: call update(grads, state, params)"
-            )
+        check_params("moving_average", params)
         dtype = state.total.dtype
         rate, keep = (jnp.asarray(now(x, state.clock), dtype) for x in (learning_rate, decay))
         gamma = rate if weight is None else jnp.asarray(now(weight, state.clock), dtype)

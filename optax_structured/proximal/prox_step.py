@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative
+from optax_structured.checks import check_nonnegative, check_params
 from optax_structured.proximal.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.proximal.subproblem import Subproblem, at_least_float32
@@ -104,10 +104,7 @@ def prox_step(
     def update(
         updates: Any, state: ProxStepState, params: Any = None, **_: Any
     ) -> tuple[Any, ProxStepState]:
-        if params is None:
-            raise ValueError(
-                "prox_step needs the current parameters: call update(grads, state, params)"
-            )
+        check_params("prox_step", params)
         gamma = None if weight is None else now(weight, state.clock)
         scale = 0.0 if strength is None else now(strength, state.clock)
 
@@ -199,10 +196,7 @@ def record_point() -> optax.GradientTransformationExtraArgs:
         updates: Any, state: PointState, params: Any = None, **_: Any
     ) -> tuple[Any, PointState]:
         del state
-        if params is None:
-            raise ValueError(
-                "record_point needs the current parameters: call update(grads, state, params)"
-            )
+        check_params("record_point", params)
         return updates, PointState(optax.apply_updates(params, updates))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction
+from optax_structured.checks import check_fraction, check_params
 from optax_structured.proximal.clock import Clock, ScalarOrSchedule
 
 _Injected = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
@@ -63,10 +63,7 @@ def restart_at(
     def update(
         updates: Any, state: RestartState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, RestartState]:
-        if params is None:
-            raise ValueError(
-                "restart_at needs the current parameters: call update(grads, state, params)"
-            )
+        check_params("restart_at", params)
         inner_state = state.inner_state
         if milestones:
             due = jnp.any(state.steps == jnp.asarray(milestones, jnp.int32))

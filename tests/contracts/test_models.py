@@ -1,5 +1,7 @@
 """Training loops of flax (nnx and linen) and equinox: the loss falls, and all agree."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import nnx
-from recipes_table import assert_close, every_case, normal, run
+from recipes_table import assert_close, every_case, jitted, normal, run
 from tolerances import reordered
 
 STEPS = 3
@@ -17,8 +19,10 @@ KERNELS = [normal("k0", (5, 4)) / 2, normal("k1", (4, 3)) / 2]
 BIASES = [normal("b0", (4,)) / 2, normal("b1", (3,)) / 2]
 
 
-def reference(tx):
+@functools.cache
+def reference(case):
     """The same network by hand."""
+    tx = case.build()
     start = {"kernels": KERNELS, "biases": BIASES}
 
     def loss(p):
@@ -27,8 +31,7 @@ def reference(tx):
 
     current, state = start, tx.init(start)
     for _ in range(STEPS):
-        updates, state = tx.update(jax.grad(loss)(current), state, current)
-        current = optax.apply_updates(current, updates)
+        current, state = jitted(tx)(jax.grad(loss)(current), state, current)
     return current
 
 
@@ -65,7 +68,7 @@ def test_nnx(case):
     assert_same(
         [layer.kernel[...] for layer in layers],
         [layer.bias[...] for layer in layers],
-        reference(case.build()),
+        reference(case),
     )
 
 
@@ -100,7 +103,7 @@ def test_linen(case):
     assert_same(
         [current[name]["kernel"] for name in names],
         [current[name]["bias"] for name in names],
-        reference(case.build()),
+        reference(case),
     )
 
 
@@ -128,7 +131,7 @@ def test_equinox(case):
 
     for _ in range(STEPS):
         model, state = step(model, state)
-    assert_same(model.kernels, model.biases, reference(case.build()))
+    assert_same(model.kernels, model.biases, reference(case))
 
 
 @every_case

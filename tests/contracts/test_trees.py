@@ -7,12 +7,10 @@ from recipes_table import every_case, gradients, jitted, normal_tree, params, ru
 
 TREES = {
     "empty": {},
-    "nested_empty": {"a": {}, "b": []},
     "scalar": {"gain": ()},
-    "bare_matrix": (5, 3),
     "vector": {"bias": (7,)},
     "zero_size": {"none": (0, 3), "kernel": (4, 3), "no_inputs": (3, 0)},
-    "tuple": {"layers": [{"kernel": (4, 3)}, {"kernel": (3, 2)}]},
+    "bare_matrix": (4, 3),
 }
 
 
