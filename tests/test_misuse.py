@@ -67,13 +67,6 @@ RANGES = {
     "eps": "must be a finite number above 0 or a schedule",
     "weight_decay": "must be a finite number of at least 0 or a schedule",
 }
-# What the elements call an argument of the recipe.
-ELEMENT_NAMES = {
-    ("prox_sgd", "momentum"): "decay",
-    ("prox_sgd_relaxed", "momentum"): "decay",
-    ("prox_adam", "b1"): "decay",
-    ("prox_ssi", "b1"): "decay",
-}
 
 
 def numbers():
@@ -84,11 +77,10 @@ def numbers():
                 continue
             for value in values:
                 arguments = {"learning_rate": 0.1, "regularizer": GROUPS, "strength": 0.1}
-                shown = ELEMENT_NAMES.get((recipe, name), name)
                 yield (
                     f"{recipe}-{name}={value}",
                     lambda make=make, a={**arguments, name: value}: make(**a),
-                    f"{shown} {RANGES[name]}, got",
+                    f"{name} {RANGES[name]}, got",
                 )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative
+from optax_structured.checks import check_fraction, check_nonnegative
 from optax_structured.proximal.averaging import moving_average
 from optax_structured.proximal.clock import ScalarOrSchedule
 from optax_structured.proximal.preconditioners import adam_preconditioner
@@ -69,6 +69,7 @@ def prox_adam(
       <https://arxiv.org/abs/2007.07484>`_, NeurIPS 2021. Their l1/2 code shifts its argument by
       1e-4 and their l2/3 can give NaN; ours is exact.
     """
+    check_fraction("b1", b1)
     return optax.chain(
         moving_average(learning_rate, b1, weight_decay=weight_decay),
         adam_preconditioner(b2, eps, amsgrad=amsgrad),
@@ -136,6 +137,7 @@ def prox_ssi(
         return eta * correction * (1 - eta * at(weight_decay, count))
 
     check_nonnegative("learning_rate", learning_rate)
+    check_fraction("b1", b1)
     return optax.chain(
         moving_average(rate, b1, weight=learning_rate, weight_decay=weight_decay),
         adam_preconditioner(b2, eps, debias=False),

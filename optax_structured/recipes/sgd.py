@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative
+from optax_structured.checks import check_fraction, check_nonnegative
 from optax_structured.proximal.averaging import moving_average
 from optax_structured.proximal.clock import ScalarOrSchedule
 from optax_structured.proximal.preconditioners import adam_preconditioner
@@ -58,6 +58,7 @@ def prox_sgd(
       relaxed `prox_sgd_relaxed`; this is the variant of the comparisons in
       `arXiv:2403.14398 <https://arxiv.org/abs/2403.14398>`_.
     """
+    check_fraction("momentum", momentum)
     return optax.chain(
         moving_average(learning_rate, momentum, debias=False),
         prox_step(regularizer, strength),
@@ -119,6 +120,7 @@ def prox_sgd_relaxed(
     rate = _published_decay(0.06) if learning_rate is None else learning_rate
     keep = complement(_published_decay(0.9)) if momentum is None else momentum
     check_nonnegative("learning_rate", rate)
+    check_fraction("momentum", keep)
     return optax.chain(
         moving_average(1.0, keep, debias=False),
         adam_preconditioner(b2, eps, head_start=1),
