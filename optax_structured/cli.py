@@ -5,11 +5,16 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
-import typer
-from rich.console import Console
-from rich.markup import escape
+try:
+    import typer
+    from rich.console import Console
+    from rich.markup import escape
 
-from optax_structured.training import data, loop, models, recipes_table, session
+    from optax_structured.training import data, loop, models, recipes_table, session
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"the command needs {error.name}: pip install 'optax-structured[train]'"
+    ) from error
 
 app = typer.Typer(
     add_completion=False,

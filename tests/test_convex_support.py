@@ -1,4 +1,4 @@
-"""Logistic regression on digits: the support that training reaches is that of the convex optimum."""
+"""Logistic regression on digits: training reaches the support of the convex optimum."""
 
 import functools
 

@@ -19,12 +19,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
         self._manager.close()
 
     def save(self, step: int, state: Any) -> None:
         """Keeps this state in place of the one before."""
         self._manager.save(step, args=ocp.args.StandardSave(state))
+        # The next step is given these buffers to overwrite: they must be on disk by then.
+        self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[int, Any]:
         """The step and the state that were saved last.
@@ -38,7 +39,7 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             raise FileNotFoundError(
-                f"{self._manager.directory} holds no checkpoint: the run stopped before its first; "
-                "start it anew with another --out"
+                f"{self._manager.directory} holds no checkpoint; start the run anew with another "
+                "--out"
             )
         return step, self._manager.restore(step, args=ocp.args.StandardRestore(like))

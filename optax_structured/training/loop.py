@@ -13,6 +13,7 @@ from optax_structured.training.checkpoint import Checkpoints
 from optax_structured.training.experiment import Experiment, State
 
 METRICS, STRIPS = "metrics.csv", "strips.npz"
+_FIRST_COLUMNS = ("epoch", "step", "loss", "accuracy", "point_accuracy")
 _STEPS_A_CALL = 120
 _SECONDS_BETWEEN_SAVES = 10.0
 
@@ -47,10 +48,13 @@ def train(
       watch: called with the latest metrics after each compiled call.
 
     Raises:
+      ValueError: `stop_after` below 1.
       FileExistsError: a new run into a folder that is not empty.
       FloatingPointError: the loss is no longer finite.
     """
     config = experiment.config
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"stop_after must be at least 1 epoch, got {stop_after}")
     if not resume:
         check_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +67,8 @@ def train(
             step, state = checkpoints.restore(state)
             done = step // experiment.steps_per_epoch
             rows, strips = _read(folder, done)
+        else:
+            checkpoints.save(0, state)
         saved = time.monotonic()
         last = config.epochs if stop_after is None else min(stop_after, config.epochs)
         for epoch in range(done, last):
@@ -105,7 +111,7 @@ def _epoch(
     row["accuracy"] = experiment.accuracy(state.params)
     row["point_accuracy"] = experiment.accuracy(experiment.point(state))
     watch(row)
-    return state, row
+    return state, {**{name: row[name] for name in _FIRST_COLUMNS}, **row}
 
 
 def _structure(experiment: Experiment, state: State) -> Row:
@@ -135,6 +141,8 @@ def _write(folder: pathlib.Path, rows: list[Row], strips: Strips) -> None:
 
 def _read(folder: pathlib.Path, epochs: int) -> tuple[list[Row], Strips]:
     """The metrics of the first epochs; later ones are from after the checkpoint."""
+    if not epochs:
+        return [], {}
     with open(folder / METRICS, newline="") as file:
         rows = [{name: _number(x) for name, x in row.items()} for row in csv.DictReader(file)]
     with np.load(folder / STRIPS) as arrays:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from optax_structured import report
-from optax_structured.training import config, data, loop
+from optax_structured.training import config, data, loop, plots
 from optax_structured.training.config import Config
 from optax_structured.training.experiment import Experiment
 
@@ -59,8 +59,8 @@ def describe_run(result: loop.Result, folder: pathlib.Path, console: Console) ->
     )
     title = f"{chosen.recipe}: {chosen.model} on {chosen.data}"
     steps = [m * experiment.steps_per_epoch for m in chosen.milestones]
-    report.plot_training(result.rows, chosen.regularizer, steps, title, folder / "training.png")
-    report.plot_layers(
+    plots.draw_training(result.rows, chosen.regularizer, steps, title, folder / "training.png")
+    plots.draw_layers(
         result.strips, chosen.regularizer, chosen.milestones, title, folder / "layers.png"
     )
 
@@ -97,7 +97,7 @@ def compare(
     table = report.comparison_markdown(runs, settings, first.regularizer)
     (folder / "comparison.md").write_text(f"{heading}\n\n{table}")
     title = f"{first.model} on {first.data}, {len(seeds)} seeds"
-    report.plot_comparison(runs, first.regularizer, steps, title, folder / "comparison.png")
+    plots.draw_comparison(runs, first.regularizer, steps, title, folder / "comparison.png")
     return table
 
 

@@ -132,10 +132,13 @@ def time_steps(rounds, layers):
             f"{run.temporaries / size:10.2f}"
         )
     dead = [
-        1 - GROUPS.support(w).mean() for w in jax.tree.leaves(runs["prox_adam"].params) if w.ndim == 2
+        1 - GROUPS.support(w).mean()
+        for w in jax.tree.leaves(runs["prox_adam"].params)
+        if w.ndim == 2
     ]
     print(f"dead groups of prox_adam: {np.mean(dead):.2f}")
-    print(f"KKT residual of ramda: {kkt_residual(oxs.ramda(1e-2, GROUPS, 1e-3, momentum=0.0), params, grads):.1e}")
+    without_average = oxs.ramda(1e-2, GROUPS, 1e-3, momentum=0.0)
+    print(f"KKT residual of ramda: {kkt_residual(without_average, params, grads):.1e}")
 
 
 def time_compilation(layers):

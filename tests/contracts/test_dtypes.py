@@ -52,7 +52,7 @@ def test_leaves_may_differ_in_dtype(case):
     start, grads = params(), gradients(0)
     for tree in (start, grads):
         tree["dense"]["kernel"] = tree["dense"]["kernel"].astype("bfloat16")
-        tree["stack"] = tree["stack"].astype("float64")
+        tree["gain"] = tree["gain"].astype("float64")
     tx = case.build()
     state = tx.init(start)
     new, new_state = jitted(tx)(grads, state, start)

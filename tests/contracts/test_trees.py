@@ -11,6 +11,7 @@ TREES = {
     "vector": {"bias": (7,)},
     "zero_size": {"none": (0, 3), "kernel": (4, 3), "no_inputs": (3, 0)},
     "bare_matrix": (4, 3),
+    "stack": {"layers": [{"kernel": (3, 4, 2)}]},
 }
 
 
@@ -29,10 +30,10 @@ def test_tree(case, shapes):
 @every_case
 def test_none_leaves_stay_none(case):
     full, grads = params(), gradients(0)
-    holes = lambda tree: {**tree, "gain": None, "stack": None}  # noqa: E731
+    holes = lambda tree: {"dense": {**tree["dense"], "bias": None}, "gain": None}  # noqa: E731
     got, _ = run(case.build(), holes(full), [holes(grads)])
     assert got["gain"] is None
-    assert got["stack"] is None
+    assert got["dense"]["bias"] is None
     expected, _ = run(case.build(), full, [grads])
     assert jnp.array_equal(got["dense"]["kernel"], expected["dense"]["kernel"])
 

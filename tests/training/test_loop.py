@@ -40,8 +40,9 @@ def numbers(rows):
         pytest.param("ramda", "conv", marks=pytest.mark.slow),
     ],
 )
-def test_resuming_continues_bit_for_bit(recipe, model, tmp_path):
-    """Across a milestone, with a new experiment as in a new process."""
+def test_resuming_continues_bit_for_bit(recipe, model, tmp_path, monkeypatch):
+    """Across a milestone, saving every epoch, with a new experiment as in a new process."""
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_SAVES", 0.0)
     whole = loop.train(experiment(recipe, model), tmp_path / "whole")
     loop.train(experiment(recipe, model), tmp_path / "parts", stop_after=3)
     fresh = Experiment(config.load(tmp_path / "parts"), data.load("digits"))
@@ -59,6 +60,18 @@ def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
     again = loop.train(experiment(model="logistic"), tmp_path, resume=True, stop_after=3)
     assert numbers(again.rows)[:2] == numbers(whole.rows)
     assert [row["epoch"] for row in again.rows] == [1, 2, 3]
+
+
+def test_a_run_that_was_stopped_at_once_can_be_continued(tmp_path):
+    def interrupt(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(experiment(model="logistic"), tmp_path, watch=interrupt)
+    again = loop.train(experiment(model="logistic"), tmp_path, resume=True, stop_after=1)
+    assert [row["epoch"] for row in again.rows] == [1]
+    with pytest.raises(ValueError, match="stop_after must be at least 1 epoch, got 0"):
+        loop.train(experiment(model="logistic"), tmp_path, resume=True, stop_after=0)
 
 
 def test_a_finished_run_can_be_read_again(tmp_path):
@@ -131,7 +144,7 @@ def test_refusals(tmp_path):
     (tmp_path / "something").touch()
     with pytest.raises(FileExistsError, match="not empty: give another --out, or continue"):
         loop.train(one, tmp_path)
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint: the run stopped before"):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint; start the run anew"):
         loop.train(one, tmp_path, resume=True)
 
 
