@@ -119,7 +119,7 @@ def prox_step(
                 point = sub.centre - sub.linear / sub.metric
             else:
                 tau = (sub.weight * scale).astype(sub.linear.dtype)
-                point = solver.solve(spec, sub.linear, sub.metric, sub.centre, tau, p)
+                point = solver.solve(spec, sub.linear, _kept_metric(sub), sub.centre, tau, p)
             return (point - p.astype(point.dtype)).astype(sub.dtype)
 
         structure: Any = jax.tree.structure(updates)
@@ -155,6 +155,18 @@ def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None)
             "prox_step after a plain optax transformation needs weight=..., its learning rate "
             "(number or schedule): the threshold is weight * strength"
         )
+
+
+def _kept_metric(sub: Subproblem) -> jax.Array:
+    """The metric, so written that XLA computes it once for all of a solver's readings of it.
+
+    XLA repeats cheap arithmetic, such as our cube root, in each kernel that needs the result, but
+    never a division by an unknown; the metric of `adam_preconditioner` ends in one already.
+    """
+    if sub.share is None or sub.metric.ndim == 0:
+        return sub.metric
+    unit = jnp.where(sub.weight > 0, sub.weight, 1.0).astype(sub.metric.dtype)
+    return (sub.metric * unit) / unit
 
 
 def _around_plain(u: jax.Array, p: jax.Array, weight: Any) -> Subproblem:
