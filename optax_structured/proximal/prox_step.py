@@ -119,7 +119,8 @@ def prox_step(
                 point = sub.centre - sub.linear / sub.metric
             else:
                 tau = (sub.weight * scale).astype(sub.linear.dtype)
-                point = solver.solve(spec, sub.linear, _kept_metric(sub), sub.centre, tau, p)
+                metric = _kept_metric(sub, spec)
+                point = solver.solve(spec, sub.linear, metric, sub.centre, tau, p)
             return (point - p.astype(point.dtype)).astype(sub.dtype)
 
         structure: Any = jax.tree.structure(updates)
@@ -157,13 +158,15 @@ def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None)
         )
 
 
-def _kept_metric(sub: Subproblem) -> jax.Array:
+def _kept_metric(sub: Subproblem, spec: Regularizer) -> jax.Array:
     """The metric, so written that XLA computes it once for all of a solver's readings of it.
 
     XLA repeats cheap arithmetic, such as our cube root, in each kernel that needs the result, but
     never a division by an unknown; the metric of `adam_preconditioner` ends in one already.
+    Penalties on single entries are one kernel, which is better off without.
     """
-    if sub.share is None or sub.metric.ndim == 0:
+    ndim = sub.metric.ndim
+    if sub.share is None or ndim == 0 or not spec.coupled_axes(ndim):
         return sub.metric
     unit = jnp.where(sub.weight > 0, sub.weight, 1.0).astype(sub.metric.dtype)
     return (sub.metric * unit) / unit

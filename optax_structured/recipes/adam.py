@@ -7,7 +7,7 @@ import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative
 from optax_structured.proximal.averaging import moving_average
-from optax_structured.proximal.clock import ScalarOrSchedule
+from optax_structured.proximal.clock import Clock, ScalarOrSchedule, now
 from optax_structured.proximal.preconditioners import adam_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver
@@ -128,13 +128,10 @@ def prox_ssi(
       ours takes a handful.
     """
 
-    def at(scalar: Any, count: Any) -> Any:
-        return scalar(count) if callable(scalar) else scalar
-
     def rate(count: Any) -> Any:
-        eta = at(learning_rate, count)
-        correction = jnp.sqrt(1 - at(b2, count) ** jnp.asarray(count + 1, float))
-        return eta * correction * (1 - eta * at(weight_decay, count))
+        eta, decay, shrink = (now(x, Clock(count)) for x in (learning_rate, b2, weight_decay))
+        correction = jnp.sqrt(1 - decay ** jnp.asarray(count + 1, float))
+        return eta * correction * (1 - eta * shrink)
 
     check_nonnegative("learning_rate", learning_rate)
     check_fraction("b1", b1)
