@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative, check_params
-from optax_structured.proximal.clock import (
+from optax_structured.clock import (
     Clock,
     ScalarOrSchedule,
     new_clock,
@@ -15,7 +15,8 @@ from optax_structured.proximal.clock import (
     root_of_count,
     tick,
 )
-from optax_structured.proximal.subproblem import Subproblem, at_least_float32, scalar_dtype
+from optax_structured.proximal.subproblem import Subproblem
+from optax_structured.trees.precision import at_least_float32, scalar_dtype
 
 
 class DualAveragingState(NamedTuple):

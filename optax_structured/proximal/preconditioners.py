@@ -8,14 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_fraction, check_positive
-from optax_structured.proximal.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.proximal.roots import cube_root
-from optax_structured.proximal.subproblem import (
-    Subproblem,
-    at_least_float32,
-    scalar_dtype,
-    subproblems_only,
-)
+from optax_structured.proximal.subproblem import Subproblem, subproblems_only
+from optax_structured.trees.precision import at_least_float32, scalar_dtype
 
 
 class AdaptivePreconditionerState(NamedTuple):

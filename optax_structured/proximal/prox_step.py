@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_nonnegative, check_params
-from optax_structured.proximal.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.proximal.solvers import Exact, Solver
-from optax_structured.proximal.subproblem import Subproblem, at_least_float32
+from optax_structured.proximal.subproblem import Subproblem
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.trees import Rules, as_rules, resolve
+from optax_structured.trees.precision import at_least_float32
 
 
 class ProxStepState(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_fraction, check_params
-from optax_structured.proximal.clock import Clock, ScalarOrSchedule
+from optax_structured.clock import Clock, ScalarOrSchedule
 
 _Injected = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 

@@ -2,6 +2,19 @@
 
 from optax_structured.recipes.adam import prox_adam, prox_ssi
 from optax_structured.recipes.dual_averaging import ramda, rmda
+from optax_structured.recipes.fira import apollo, apollo_mini, fira
+from optax_structured.recipes.galore import galore
 from optax_structured.recipes.sgd import prox_sgd, prox_sgd_relaxed
 
-__all__ = ["prox_adam", "prox_sgd", "prox_sgd_relaxed", "prox_ssi", "ramda", "rmda"]
+__all__ = [
+    "apollo",
+    "apollo_mini",
+    "fira",
+    "galore",
+    "prox_adam",
+    "prox_sgd",
+    "prox_sgd_relaxed",
+    "prox_ssi",
+    "ramda",
+    "rmda",
+]

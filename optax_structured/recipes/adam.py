@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative
+from optax_structured.clock import Clock, ScalarOrSchedule, now
 from optax_structured.proximal.averaging import moving_average
-from optax_structured.proximal.clock import Clock, ScalarOrSchedule, now
 from optax_structured.proximal.preconditioners import adam_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver

@@ -2,8 +2,8 @@
 
 import optax
 
+from optax_structured.clock import ScalarOrSchedule
 from optax_structured.proximal.averaging import dual_averaging
-from optax_structured.proximal.clock import ScalarOrSchedule
 from optax_structured.proximal.preconditioners import adaptive_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver

@@ -1,10 +1,17 @@
-"""The ends of chains that several recipes share."""
+"""The pieces of chains that several recipes share."""
+
+from typing import Any
 
 import optax
 
-from optax_structured.checks import check_fraction
-from optax_structured.proximal.clock import ScalarOrSchedule
+from optax_structured.checks import check_fraction, check_nonnegative
+from optax_structured.clock import ScalarOrSchedule
 from optax_structured.proximal.prox_step import record_point
+from optax_structured.transforms import (
+    bias_correction,
+    decay_updated_weights,
+    uncorrected_adam,
+)
 
 
 def averaged(
@@ -30,3 +37,37 @@ def complement(scalar: ScalarOrSchedule) -> ScalarOrSchedule:
 def scale(factor: ScalarOrSchedule) -> optax.GradientTransformation:
     """Multiplies updates by a number or schedule."""
     return optax.scale_by_schedule(factor) if callable(factor) else optax.scale(factor)
+
+
+def decayed(
+    learning_rate: ScalarOrSchedule, weight_decay: ScalarOrSchedule
+) -> tuple[optax.GradientTransformation, ...]:
+    """Decay of the updated weights, where there is any; without, no parameters are needed."""
+    check_nonnegative("weight_decay", weight_decay)
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        return ()
+    return (decay_updated_weights(learning_rate, weight_decay),)
+
+
+def decoupled(weight_decay: ScalarOrSchedule) -> tuple[optax.GradientTransformation, ...]:
+    """AdamW's decay, before the learning rate, where there is any; else no parameters are needed."""
+    check_nonnegative("weight_decay", weight_decay)
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        return ()
+    return (optax.add_decayed_weights(weight_decay),)
+
+
+def adam_or(
+    recipe: str, inner: optax.GradientTransformation | None, b1: Any, b2: Any, eps: Any
+) -> tuple[optax.GradientTransformation, tuple[optax.GradientTransformation, ...]]:
+    """Adam without its correction of bias, and the correction; or what was given in its place."""
+    if inner is None:
+        return uncorrected_adam(b1, b2, eps), (bias_correction(b1, b2),)
+    defaults = {"b1": (b1, 0.9), "b2": (b2, 0.999), "eps": (eps, 1e-6)}
+    given = [n for n, (v, default) in defaults.items() if type(v) is float and v != default]
+    if given:
+        raise ValueError(
+            f"{recipe} got inner=... and also {', '.join(given)}, which belong to the Adam that it "
+            "replaces; give them to the inner transformation"
+        )
+    return inner, ()

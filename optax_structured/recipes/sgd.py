@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative
+from optax_structured.clock import ScalarOrSchedule
 from optax_structured.proximal.averaging import moving_average
-from optax_structured.proximal.clock import ScalarOrSchedule
 from optax_structured.proximal.preconditioners import adam_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver

@@ -83,7 +83,7 @@ class Axes:
       rows: the axis, or the axes (flattened in the order given), that become the rows.
       cols: the same for the columns.
       side: which axis a low-rank factorisation compresses: `"small"` (default; the smaller one,
-        columns when square), `"large"` (the larger one, columns when square), `"rows"`, `"cols"`.
+        columns when square), `"large"` (the other one, rows when square), `"rows"`, `"cols"`.
 
     Raises:
       TypeError, ValueError: axes that are not ints, none at all, or an unknown side.
@@ -127,7 +127,7 @@ class Axes:
 
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape `(*batch, m, n)` of the view of a leaf of shape `shape`."""
-        batch, rows, cols = self._split(shape)
+        batch, rows, cols = self.split(shape)
         m, n = (math.prod(shape[axis] for axis in axes) for axes in (rows, cols))
         return (*(shape[axis] for axis in batch), m, n)
 
@@ -136,7 +136,7 @@ class Axes:
         *_, m, n = self.matrix_shape(shape)
         if self.side in ("rows", "cols"):
             return self.side
-        return "rows" if (m < n if self.side == "small" else m > n) else "cols"
+        return "rows" if (m < n if self.side == "small" else m >= n) else "cols"
 
     def to_matrix(self, x: jax.Array) -> jax.Array:
         """The view `(*batch, m, n)` of a leaf; reshapes only where several axes become one."""
@@ -155,7 +155,8 @@ class Axes:
         inverse = tuple(sorted(range(len(order)), key=order.__getitem__))
         return jnp.transpose(y.reshape([shape[axis] for axis in order]), inverse)
 
-    def _split(self, shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    def split(self, shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """The batch axes, the row axes and the column axes of a leaf of shape `shape`."""
         ndim = len(shape)
         rows = normalize_axes(self.rows, ndim, "rows")
         cols = normalize_axes(self.cols, ndim, "cols")
@@ -163,7 +164,7 @@ class Axes:
         return tuple(axis for axis in range(ndim) if axis not in rows + cols), rows, cols
 
     def _permutation(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return sum(self._split(shape), ())
+        return sum(self.split(shape), ())
 
 
 def _check_disjoint(ndim: int, **axes: tuple[AxisLike, tuple[int, ...]]) -> None:

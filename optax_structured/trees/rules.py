@@ -54,6 +54,11 @@ class Rules:
             _check_value(f"pattern {pattern!r}", value)
         _check_value("default", self.default)
 
+    @property
+    def has_default(self) -> bool:
+        """Whether leaves that match no pattern get a value."""
+        return self.default is not _Missing.DEFAULT
+
     def assign(self, params: Any) -> list[Assignment]:
         """One `Assignment` a leaf, in the order of `jax.tree.leaves(params)`.
 

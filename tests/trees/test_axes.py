@@ -74,7 +74,7 @@ def test_jit_and_vmap():
     "side, tall, wide, square",
     [
         ("small", "cols", "rows", "cols"),
-        ("large", "rows", "cols", "cols"),
+        ("large", "rows", "cols", "rows"),
         ("rows", "rows", "rows", "rows"),
         ("cols", "cols", "cols", "cols"),
     ],

@@ -1,0 +1,73 @@
+"""Low-rank projection of gradients: a wrapper around any transformation, and its parts."""
+
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors import (
+    DCT,
+    SVD,
+    OneSided,
+    Projector,
+    RandomizedRange,
+    RandomProjection,
+    SubspaceIteration,
+    Tucker,
+    TwoSided,
+)
+from optax_structured.low_rank.refresh import (
+    External,
+    Lazy,
+    LazyState,
+    Periodic,
+    Refresh,
+    Staggered,
+)
+from optax_structured.low_rank.residuals import (
+    Drop,
+    ErrorFeedback,
+    NormScaled,
+    Residual,
+    Scaling,
+)
+from optax_structured.low_rank.spec import LowRank
+from optax_structured.low_rank.transports import (
+    Align,
+    Keep,
+    Reset,
+    Rotate,
+    Transport,
+    VarianceAware,
+)
+from optax_structured.low_rank.wrapper import LowRankState, RefreshState, low_rank_projection
+
+__all__ = [
+    "DCT",
+    "SVD",
+    "Align",
+    "Drop",
+    "ErrorFeedback",
+    "External",
+    "Frame",
+    "Keep",
+    "Lazy",
+    "LazyState",
+    "LowRank",
+    "LowRankState",
+    "NormScaled",
+    "OneSided",
+    "Periodic",
+    "Projector",
+    "RandomProjection",
+    "RandomizedRange",
+    "Refresh",
+    "RefreshState",
+    "Reset",
+    "Residual",
+    "Rotate",
+    "Scaling",
+    "Staggered",
+    "SubspaceIteration",
+    "Transport",
+    "Tucker",
+    "TwoSided",
+    "VarianceAware",
+    "low_rank_projection",
+]

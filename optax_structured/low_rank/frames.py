@@ -1,0 +1,70 @@
+"""How the wrapper sees one leaf: a batch of matrices of which one axis is compressed."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.trees import Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    r"""The oriented view of a leaf, all of it known while tracing.
+
+    .. math:: (\ldots) \to (*\text{batch}, \text{size}, \text{length})
+
+    The compressed axis comes first, so projectors never ask for the side, and the low-rank leaf
+    :math:`R = P^\top G`, of shape (\*batch, rank, length), has its rank axis at -2 whatever the
+    side: its rows are the singular directions, of one scale each.
+
+    Args:
+      name: path of the leaf.
+      shape: of the leaf.
+      axes: its matrix view.
+      rank: what is kept of `size`; a tuple, one a matrix axis, for projectors that compress all.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: Axes
+    rank: int | tuple[int, ...]
+
+    @property
+    def side(self) -> Literal["rows", "cols"]:
+        """The matrix axis that is compressed."""
+        return self.axes.compressed_side(self.shape)
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Sizes of the batch axes."""
+        return self.axes.matrix_shape(self.shape)[:-2]
+
+    @property
+    def size(self) -> int:
+        """Length of the compressed axis."""
+        *_, m, n = self.axes.matrix_shape(self.shape)
+        return m if self.side == "rows" else n
+
+    @property
+    def length(self) -> int:
+        """Length of the axis that stays."""
+        *_, m, n = self.axes.matrix_shape(self.shape)
+        return n if self.side == "rows" else m
+
+    @property
+    def count(self) -> int:
+        """Number of matrices."""
+        return math.prod(self.batch)
+
+    def orient(self, leaf: jax.Array) -> jax.Array:
+        """(\\*batch, size, length) of a leaf; a transpose that XLA folds into its readers."""
+        matrix = self.axes.to_matrix(leaf)
+        return matrix if self.side == "rows" else jnp.swapaxes(matrix, -1, -2)
+
+    def restore(self, oriented: Any) -> jax.Array:
+        """The leaf of an oriented view."""
+        matrix = oriented if self.side == "rows" else jnp.swapaxes(oriented, -1, -2)
+        return self.axes.from_matrix(matrix, self.shape)

@@ -1,0 +1,134 @@
+"""What every projector can do: fit a basis, and move leaves into and out of it."""
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.low_rank.frames import Frame
+from optax_structured.trees import Axes
+from optax_structured.trees.placement import product
+
+Basis = Any  # a pytree of arrays
+Factors = Any  # what `project` and `lift` read
+
+
+class Projector(abc.ABC):
+    """Where a low-rank leaf comes from; subclasses are frozen dataclasses and hold no arrays."""
+
+    def view(self, shape: Sequence[int], axes: Axes) -> Axes:
+        """The axes that a frame of this leaf is given."""
+        return axes
+
+    def check(self, shape: Sequence[int], axes: Axes, rank: Any) -> None:
+        """Raises ValueError, in a sentence, for a leaf or rank that this projector cannot take."""
+        axes.check(shape)
+        check_rank(rank)
+
+    def rank(self, shape: Sequence[int], axes: Axes, rank: Any) -> Any:
+        """The rank that is kept of a leaf: at most the smaller side of its matrices."""
+        *_, m, n = axes.matrix_shape(shape)
+        return min(rank, m, n)
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether lifting undoes projecting within the subspace: P has orthonormal columns."""
+        return True
+
+    @abc.abstractmethod
+    def low_shape(self, frame: Frame) -> tuple[int, ...]:
+        """Shape of the low-rank leaf."""
+
+    @abc.abstractmethod
+    def init(self, frame: Frame, dtype: Any) -> Basis:
+        """The basis before the first fit: zeros."""
+
+    @abc.abstractmethod
+    def refit(
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+    ) -> Basis:
+        """A basis for this gradient.
+
+        Args:
+          frame: the view of the leaf.
+          basis: the one before.
+          gradient: oriented, (\\*batch, size, length), float32 at least.
+          fitted: bool, of shape batch; False where `basis` was never fitted.
+          key: a typed PRNG key, a function of the leaf's name and of the step.
+        """
+
+    @abc.abstractmethod
+    def factors(self, frame: Frame, basis: Basis) -> Factors:
+        """What `project` and `lift` read; for one-sided projectors the matrix P."""
+
+    @abc.abstractmethod
+    def project(self, frame: Frame, factors: Factors, gradient: jax.Array) -> jax.Array:
+        """The low-rank leaf of an oriented gradient."""
+
+    @abc.abstractmethod
+    def lift(self, frame: Frame, factors: Factors, low: jax.Array) -> jax.Array:
+        """The oriented update of a low-rank leaf."""
+
+
+class OneSided(Projector):
+    r"""Projectors with one matrix: :math:`R = P^\top G` and back :math:`P N`."""
+
+    def low_shape(self, frame: Frame) -> tuple[int, ...]:
+        return (*frame.batch, frame.rank, frame.length)  # type: ignore[arg-type]
+
+    def init(self, frame: Frame, dtype: Any) -> Basis:
+        return jnp.zeros((*frame.batch, frame.size, frame.rank), dtype)
+
+    def factors(self, frame: Frame, basis: Basis) -> jax.Array:
+        return basis
+
+    def project(self, frame: Frame, factors: Factors, gradient: jax.Array) -> jax.Array:
+        return product(transpose(_narrow(factors, gradient)), gradient)
+
+    def lift(self, frame: Frame, factors: Factors, low: jax.Array) -> jax.Array:
+        return product(_narrow(factors, low), low)
+
+    def overlap(self, frame: Frame, old: Basis, new: Basis) -> jax.Array:
+        r"""(\*batch, rank, rank): :math:`P_{new}^\top P_{old}`."""
+        return product(transpose(self.factors(frame, new)), self.factors(frame, old))
+
+
+def transpose(x: jax.Array) -> jax.Array:
+    """Swaps the matrix axes."""
+    return jnp.swapaxes(x, -1, -2)
+
+
+def widest() -> Any:
+    """float64 where it is enabled, else float32: for factors that are computed, not stored."""
+    return jnp.result_type(float)
+
+
+def _narrow(factors: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Computed factors come in the widest dtype: a leaf below float64 stays there."""
+    wider = factors.dtype == jnp.float64 and leaf.dtype != jnp.float64
+    return factors.astype(jnp.float32) if wider else factors
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raises ValueError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name} must be a Python int of at least {least}, got {value!r}")
+
+
+def check_rank(rank: Any) -> None:
+    """Raises unless `rank` is a whole number of at least 1, known while tracing."""
+    if isinstance(rank, jax.core.Tracer):
+        raise TypeError(
+            "rank must be a Python int: it decides shapes, so it cannot be traced (static_args of "
+            "optax.inject_hyperparams, or an ordinary argument of the function that builds the "
+            "optimizer)"
+        )
+    if isinstance(rank, bool) or not hasattr(rank, "__index__"):
+        raise TypeError(f"rank must be a Python int, got {rank!r}")
+    if rank < 1:
+        raise ValueError(
+            f"rank must be at least 1, got {rank!r}; None instead of a LowRank, in "
+            "rules, leaves a leaf plain"
+        )

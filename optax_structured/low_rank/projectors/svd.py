@@ -1,0 +1,42 @@
+"""The exact projector: leading singular vectors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors.base import Basis, OneSided
+from optax_structured.low_rank.projectors.orthonormal import fix_signs
+from optax_structured.trees.placement import like, whole_matrices
+
+
+@dataclasses.dataclass(frozen=True)
+class SVD(OneSided):
+    r"""Leading singular vectors of the gradient: the basis of GaLore.
+
+    .. math:: G = U S V^\top, \qquad P = U_{:,\,:r}
+
+    :math:`\|P^\top G\|` is the largest that any :math:`r` orthonormal columns reach. The entry of
+    largest magnitude of each column is positive, so a refit does not depend on the signs that a
+    machine happens to give them.
+
+    The reference in quality, and the slowest: 13 to 150 times a warm step of `SubspaceIteration`,
+    which captures 99 % or more of the same energy. It does not depend on the basis before.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, period=200, projector=oxs.SVD())
+      >>> optimizer = oxs.galore(1e-2, spec)
+      >>> state = optimizer.init({"kernel": jnp.zeros((8, 5))})
+
+    Reference: Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024, where the signs are
+    those of the library and the trajectory depends on them from the second fit on.
+    """
+
+    def refit(
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+    ) -> Basis:
+        del fitted, key
+        u, _, _ = jnp.linalg.svd(whole_matrices(gradient), full_matrices=False)
+        return like(fix_signs(u[..., : frame.rank]).astype(basis.dtype), basis)

@@ -1,0 +1,67 @@
+"""Both sides at once: a rank x rank leaf."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors.base import Projector, transpose
+from optax_structured.low_rank.projectors.orthonormal import fix_signs
+from optax_structured.trees.placement import like, product, whole_matrices
+
+
+class Sides(NamedTuple):
+    """The basis of `TwoSided`."""
+
+    left: jax.Array  # (*batch, size, rank), singular vectors of the compressed axis; at a fit
+    right: jax.Array  # (*batch, length, rank), those of the other axis; at a fit
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoSided(Projector):
+    r"""Leading singular vectors on both sides: GaLore's `full`.
+
+    .. math:: G = U S V^\top, \qquad P = U_{:,\,:r}, \quad Q = V_{:,\,:r}, \qquad
+        R = P^\top G\,Q, \quad \text{back } P N Q^\top
+
+    R is (rank, rank), diagonal at the fit itself: the smallest state, at the price of a second
+    basis and of the least freedom. Signs as in `SVD`, on each side for itself.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, period=200, projector=oxs.TwoSided())
+      >>> optimizer = oxs.galore(1e-2, spec)
+      >>> state = optimizer.init({"kernel": jnp.zeros((8, 5))})
+
+    Reference: Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024.
+    """
+
+    def low_shape(self, frame: Frame) -> tuple[int, ...]:
+        return (*frame.batch, frame.rank, frame.rank)  # type: ignore[arg-type]
+
+    def init(self, frame: Frame, dtype: Any) -> Sides:
+        left = jnp.zeros((*frame.batch, frame.size, frame.rank), dtype)
+        right = jnp.zeros((*frame.batch, frame.length, frame.rank), dtype)
+        return Sides(left, right)
+
+    def refit(
+        self, frame: Frame, basis: Sides, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+    ) -> Sides:
+        del fitted, key
+        u, _, vh = jnp.linalg.svd(whole_matrices(gradient), full_matrices=False)
+
+        def kept(vectors: jax.Array, old: jax.Array) -> jax.Array:
+            return like(fix_signs(vectors[..., : frame.rank]).astype(old.dtype), old)
+
+        return Sides(kept(u, basis.left), kept(transpose(vh), basis.right))
+
+    def factors(self, frame: Frame, basis: Sides) -> Sides:
+        return basis
+
+    def project(self, frame: Frame, factors: Sides, gradient: jax.Array) -> jax.Array:
+        return product(product(transpose(factors.left), gradient), factors.right)
+
+    def lift(self, frame: Frame, factors: Sides, low: jax.Array) -> jax.Array:
+        return product(product(factors.left, low), transpose(factors.right))

@@ -1,0 +1,163 @@
+"""When a subspace is fitted anew."""
+
+import abc
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.checks import check_fraction
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors.base import Basis, OneSided, Projector
+
+
+class Refresh(abc.ABC):
+    """A rule; subclasses are frozen dataclasses. A leaf that was never fitted is due anyway."""
+
+    def check(self, projector: Projector) -> None:  # noqa: B027  (nothing to check by default)
+        """Raises ValueError for a projector that this rule cannot judge."""
+
+    def init(self, frame: Frame, period: int) -> Any:
+        """What the rule remembers of a leaf."""
+        return ()
+
+    @abc.abstractmethod
+    def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
+        """Whether to refit at this step.
+
+        Args:
+          state: what `init` or `after` gave.
+          count: steps done, int32.
+          period: of the leaf, in steps.
+          share: position of the leaf among all projected leaves, in [0, 1).
+        """
+
+    def after(self, state: Any, projector: Projector, frame: Frame, old: Basis, new: Basis) -> Any:
+        """The memory after a refit, from the bases before and after it."""
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Periodic(Refresh):
+    """All leaves at the same steps: the first, and every `period` after it.
+
+    Args:
+      offset: steps by which later refits come early. The published DCT-AdamW counts its steps from
+        1, which is an offset of 1.
+    """
+
+    offset: int = 0
+
+    def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
+        return True if period == 1 else (count + self.offset) % period == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Staggered(Refresh):
+    """Each leaf at steps of its own, spread evenly over the period; all at the first step.
+
+    Flattens the step time, and never moves all subspaces at once.
+    """
+
+    def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
+        return True if period == 1 else (count + int(share * period)) % period == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class External(Refresh):
+    """Only where the extra argument `refresh` of the update says so.
+
+    `update(grads, state, params, refresh=mask)` with a bool for all leaves, or a tree of them like
+    the parameters. The mask overrides every other rule as well.
+    """
+
+    def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
+        raise ValueError(
+            "External() refits where the extra argument refresh of the update is true: call "
+            "update(grads, state, params, refresh=mask), a bool or a tree of bools like params"
+        )
+
+
+class LazyState(NamedTuple):
+    """What `Lazy` remembers of a leaf."""
+
+    gap: jax.Array  # () int32: steps between refits now
+    similarities: jax.Array  # (memory,) float32: of the latest refits, newest last
+    seen: jax.Array  # () int32: how many of them there are
+    direction: jax.Array  # (*batch, size): leading vector of the last fit; (0,) for "subspace"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lazy(Refresh):
+    r"""Q-GaLore's rule: a subspace that stopped moving is fitted more and more rarely.
+
+    After each refit the similarity of the old and the new subspace joins the last `memory` ones;
+    once these are complete and their mean reaches `threshold`, the gap :math:`T` of that leaf is
+    multiplied by `growth`. A leaf is due when :math:`t \bmod T = 0` with its gap of now.
+
+    Args:
+      threshold: of the mean similarity, in [0, 1); 0.4. At or above 1 nothing ever grows.
+      growth: factor of the gap; 2.
+      memory: number of similarities; 5.
+      similarity: "direction", :math:`|\cos|` of the leading vectors (the published rule has a
+        signed cosine, in which an arbitrary sign of the SVD looks like a change), or "subspace",
+        the mean squared cosine of the principal angles, :math:`\|P_{old}^\top P_{new}\|_F^2 / r`.
+    """
+
+    threshold: float = 0.4
+    growth: float = 2.0
+    memory: int = 5
+    similarity: Literal["direction", "subspace"] = "direction"
+
+    def __post_init__(self) -> None:
+        if self.threshold < 1:
+            check_fraction("threshold", self.threshold)
+        if not self.growth > 1 or self.memory < 1:
+            raise ValueError(
+                f"Lazy needs growth above 1 and a memory of at least 1, got growth={self.growth!r} "
+                f"and memory={self.memory!r}"
+            )
+        if self.similarity not in ("direction", "subspace"):
+            raise ValueError(
+                f"similarity must be 'direction' or 'subspace', got {self.similarity!r}"
+            )
+
+    def check(self, projector: Projector) -> None:
+        if not isinstance(projector, OneSided):
+            raise ValueError(
+                f"Lazy compares one subspace a matrix, which {projector!r} does not have; use "
+                "Periodic or Staggered"
+            )
+
+    def init(self, frame: Frame, period: int) -> LazyState:
+        shape = (*frame.batch, frame.size) if self.similarity == "direction" else (0,)
+        return LazyState(
+            jnp.asarray(period, jnp.int32),
+            jnp.zeros(self.memory, jnp.float32),
+            jnp.zeros((), jnp.int32),
+            jnp.zeros(shape, jnp.float32),
+        )
+
+    def due(self, state: LazyState, count: jax.Array, period: int, share: float) -> Any:
+        return count % state.gap == 0
+
+    def after(
+        self, state: LazyState, projector: Projector, frame: Frame, old: Basis, new: Basis
+    ) -> LazyState:
+        assert isinstance(projector, OneSided)
+        if self.similarity == "subspace":
+            overlap = projector.overlap(frame, old, new)
+            first = jnp.all(overlap == 0)
+            value = jnp.mean(jnp.sum(overlap**2, (-2, -1))) / overlap.shape[-1]
+            direction = state.direction
+        else:
+            direction = projector.factors(frame, new)[..., 0].astype(state.direction.dtype)
+            first = jnp.all(state.direction == 0)
+            value = jnp.mean(jnp.abs(jnp.sum(direction * state.direction, -1)))
+        latest = jnp.append(state.similarities[1:], value.astype(jnp.float32))
+        similarities = jnp.where(first, state.similarities, latest)
+        seen = jnp.where(first, 0, jnp.minimum(state.seen + 1, self.memory))
+        stable = (seen == self.memory) & (jnp.mean(similarities) >= self.threshold)
+        gap = jnp.where(stable, (self.growth * state.gap).astype(jnp.int32), state.gap)
+        return LazyState(gap, similarities, seen, direction)

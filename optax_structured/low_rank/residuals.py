@@ -1,0 +1,233 @@
+"""What becomes of the part of a gradient that is outside its subspace."""
+
+import abc
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.checks import check_fraction
+from optax_structured.clock import ScalarOrSchedule
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors.base import Factors, OneSided, Projector
+from optax_structured.transforms.limiter import limit
+from optax_structured.trees.placement import like, zeros
+from optax_structured.trees.precision import at_least_float32
+
+_TINY = 1e-8  # added to norms that divide, in the unit of the gradient
+
+
+class Step(NamedTuple):
+    """One leaf in the middle of an update; all arrays oriented."""
+
+    spec: Any  # the LowRank
+    frame: Frame
+    factors: Factors
+    gradient: jax.Array  # (*batch, size, length): with what `absorb` added
+    scale: Any  # a
+    count: jax.Array  # type: ignore[assignment]  # steps done
+
+    def project(self) -> jax.Array:
+        """The low-rank leaf R of the gradient."""
+        factors, gradient = jax.tree.map(self._operand, (self.factors, self.gradient))
+        return self.spec.projector.project(self.frame, factors, gradient)
+
+    def lift(self, low: jax.Array) -> jax.Array:
+        """A low-rank leaf in the space of the gradient."""
+        factors, low = jax.tree.map(self._operand, (self.factors, low))
+        return self.spec.projector.lift(self.frame, factors, low)
+
+    def _operand(self, x: jax.Array) -> jax.Array:
+        return at_least_float32(x) if self.spec.dtype is None else x.astype(self.spec.dtype)
+
+
+class Residual(abc.ABC):
+    """A rule; subclasses are frozen dataclasses."""
+
+    def check(self, projector: Projector) -> None:  # noqa: B027  (nothing to check by default)
+        """Raises ValueError for a projector that this rule cannot work with."""
+
+    def init(self, frame: Frame, dtype: Any, place: Any) -> Any:
+        """What the rule remembers of a leaf."""
+        return ()
+
+    def absorb(self, state: Any, gradient: jax.Array) -> jax.Array:
+        """The leaf to project in place of the gradient."""
+        return gradient
+
+    @abc.abstractmethod
+    def combine(
+        self, state: Any, step: Step, low: jax.Array, direction: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """The oriented update, and what to remember.
+
+        Args:
+          state: what `init` or the last `combine` gave.
+          step: the leaf in the middle of the update.
+          low: (\\*batch, rank, length): R.
+          direction: like `low`: N, what the inner transformation made of it.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop(Residual):
+    r"""Nothing: the update is :math:`a P N`, as in GaLore."""
+
+    def combine(
+        self, state: Any, step: Step, low: jax.Array, direction: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        return step.lift(step.scale * direction), state
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorFeedback(Residual):
+    r"""What a step leaves out is added to the next gradient.
+
+    .. math:: A_t = G_t + E_{t-1}, \qquad E_t = A_t - (1 - \mu) P P^\top A_t
+
+    Args:
+      momentum: :math:`\mu` in [0, 1), a number or schedule. 0 is error feedback; above it the
+        buffer also keeps that share of what was used: it is Trion's (and Dion's) momentum.
+      codec: stores the buffer, as long as a leaf, in fewer bytes; None is float32.
+    """
+
+    momentum: ScalarOrSchedule = 0.0
+    codec: Any = None
+
+    def __post_init__(self) -> None:
+        check_fraction("momentum", self.momentum)
+
+    def init(self, frame: Frame, dtype: Any, place: Any) -> Any:
+        buffer = zeros(frame.shape, dtype, *(place or ()))
+        return buffer if self.codec is None else self.codec.encode(buffer)
+
+    def absorb(self, state: Any, gradient: jax.Array) -> jax.Array:
+        buffer = state if self.codec is None else self.codec.decode(state)
+        return jnp.where(jnp.isfinite(gradient), gradient, 0).astype(buffer.dtype) + buffer
+
+    def combine(
+        self, state: Any, step: Step, low: jax.Array, direction: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        used = 1 - (self.momentum(step.count) if callable(self.momentum) else self.momentum)
+        left = step.gradient - step.lift(used * low)
+        buffer = step.frame.restore(left)
+        update = step.lift(step.scale * direction)
+        return update, like(buffer, state) if self.codec is None else self.codec.encode(buffer)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormScaled(Residual):
+    r"""Fira: what the subspace leaves out takes the step size of what it holds.
+
+    With one factor a column (rank axis reduced),
+    :math:`\varphi = \|N\| / (\|R\| + 10^{-8})`, and the limiter of norm growth on the residual,
+
+    .. math:: S = \varphi \circ (G - a P R), \qquad
+        L = \max\!\big(\tfrac{\|S\|}{s}, \gamma\big) / \gamma, \qquad
+        \text{update} = a P N + S / L, \quad s \leftarrow \|S\| / L.
+
+    As P has orthonormal columns, no third product is needed:
+    :math:`aPN + S/L = P (aN - a\varphi R/L) + \varphi G/L`, and
+    :math:`\|S\|^2 = \sum_c \varphi_c^2 (\|G_c\|^2 - (2a - a^2) \|R_c\|^2)`.
+
+    Args:
+      growth: :math:`\gamma \ge 1`; 1.01. `math.inf` switches the limiter off.
+      per: one factor a "column", or one a "matrix".
+      exact: subtract :math:`P R` in place of :math:`a P R`: what the paper writes. The published
+        results are from code that scales it.
+    """
+
+    growth: float = 1.01
+    per: Literal["column", "matrix"] = "column"
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        _check_scaling(self)
+
+    def check(self, projector: Projector) -> None:
+        _check_one_sided(self, projector)
+        if not projector.orthonormal:
+            raise ValueError(
+                f"NormScaled subtracts what is inside the subspace, for which {projector!r} needs "
+                "orthonormal columns; use Scaling(), or an orthonormal projector"
+            )
+
+    def init(self, frame: Frame, dtype: Any, place: Any) -> jax.Array:
+        return jnp.zeros(frame.batch, dtype)  # norm of the last limited residual, a matrix each
+
+    def combine(
+        self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        inside = 1.0 if self.exact else step.scale
+        factor, held = _factor(low, direction, self.per)
+        gradient = jnp.where(jnp.isfinite(step.gradient), step.gradient, 0)
+        whole = jnp.sum(jnp.square(gradient.astype(held.dtype)), -2, keepdims=True)
+        squares = factor**2 * (whole - (2 * inside - inside**2) * held)
+        norm = jnp.sqrt(jnp.maximum(jnp.sum(squares, (-2, -1)), 0.0))
+        passed, norm = limit(norm, state, self.growth, _TINY)
+        factor = factor * passed[..., None, None]
+        lifted = step.lift(step.scale * direction - inside * factor * low)
+        return lifted + factor.astype(lifted.dtype) * gradient, norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling(Residual):
+    r"""APOLLO: the gradient itself, in the step sizes that the low-rank optimizer would take.
+
+    :math:`S = \varphi \circ G` with the factors of `NormScaled`, limited in the same way; the
+    update is :math:`a S / L`. Needs no orthonormal basis and no way back.
+
+    Args:
+      growth: as in `NormScaled`.
+      per: one factor a "column", or one a "matrix" (APOLLO-Mini, rank 1).
+    """
+
+    growth: float = 1.01
+    per: Literal["column", "matrix"] = "column"
+
+    def __post_init__(self) -> None:
+        _check_scaling(self)
+
+    def check(self, projector: Projector) -> None:
+        _check_one_sided(self, projector)
+
+    def init(self, frame: Frame, dtype: Any, place: Any) -> jax.Array:
+        return jnp.zeros(frame.batch, dtype)  # as in NormScaled
+
+    def combine(
+        self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        factor, _ = _factor(low, direction, self.per)
+        gradient = jnp.where(jnp.isfinite(step.gradient), step.gradient, 0)
+        whole = jnp.sum(jnp.square(gradient.astype(factor.dtype)), -2, keepdims=True)
+        norm = jnp.sqrt(jnp.sum(factor**2 * whole, (-2, -1)))
+        passed, norm = limit(norm, state, self.growth, _TINY)
+        return step.scale * factor * passed[..., None, None] * gradient, norm
+
+
+def _factor(low: jax.Array, direction: jax.Array, per: str) -> tuple[jax.Array, jax.Array]:
+    """The factors, (\\*batch, 1, length or 1), and the squared norms of the columns of R."""
+    made = jnp.sum(jnp.square(direction), -2, keepdims=True)
+    held = jnp.sum(jnp.square(low), -2, keepdims=True)
+    if per == "matrix":
+        made, total = (jnp.sum(x, -1, keepdims=True) for x in (made, held))
+        return jnp.sqrt(made) / (jnp.sqrt(total) + _TINY), held
+    return jnp.sqrt(made) / (jnp.sqrt(held) + _TINY), held
+
+
+def _check_scaling(rule: Any) -> None:
+    if not rule.growth >= 1:
+        raise ValueError(
+            f"growth must be at least 1, the factor by which a norm may grow in a step, got "
+            f"{rule.growth!r}"
+        )
+    if rule.per not in ("column", "matrix"):
+        raise ValueError(f"per must be 'column' or 'matrix', got {rule.per!r}")
+
+
+def _check_one_sided(rule: Any, projector: Projector) -> None:
+    if not isinstance(projector, OneSided):
+        raise ValueError(
+            f"{rule!r} needs a projector with one matrix, which {projector!r} is not; use Drop()"
+        )

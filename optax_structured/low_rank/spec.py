@@ -1,0 +1,137 @@
+"""What is static about the low-rank treatment of a leaf."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors.base import Projector, check_rank
+from optax_structured.low_rank.refresh import Refresh
+from optax_structured.low_rank.residuals import Residual
+from optax_structured.low_rank.transports import Transport, natural
+from optax_structured.trees import Axes, Rules, as_rules
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    r"""How a leaf is projected: a frozen record, by itself or as a value of `rules`.
+
+    Whatever is None is chosen by the recipe, or by `low_rank_projection`.
+
+    Args:
+      rank: r, how many directions of the compressed axis are kept, at least 1; a quarter of the
+        width pre-trains well, 4 to 16 fine-tune. Above the smaller side of a matrix, all of it. For
+        `Tucker`, also one rank an axis, or the fraction of the entries to keep.
+      period: steps between refits, at least 1; 200, 50 to 1000.
+      axes: matrix view of the leaf and the side that is compressed; axes that are not named are
+        batch axes, one subspace each (scan-stacked layers, heads).
+      projector: where the basis comes from.
+      refresh: when a leaf is fitted again.
+      residual: what becomes of the part outside the subspace.
+      transport: what happens to the inner state when the basis changes. None is what suits the
+        projector: `Align` a stored basis, `Rotate` between subsets of one basis, else `Keep`.
+      dtype: of the operands of the two products with the basis, such as "bfloat16"; they add up in
+        float32 in any case. None takes them as they are.
+
+    Raises:
+      TypeError, ValueError: a rank or period out of range, or a part of the wrong kind.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> oxs.LowRank(rank=128, period=200, axes=oxs.Axes(side="large")).rank
+      128
+    """
+
+    rank: Any
+    period: int | None = None
+    axes: Axes = Axes()  # noqa: RUF009  (frozen)
+    projector: Projector | None = None
+    refresh: Refresh | None = None
+    residual: Residual | None = None
+    transport: Transport | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, tuple | float):
+            check_rank(self.rank)
+        if self.period is not None:
+            _check_period(self.period)
+        kinds = {
+            "axes": Axes,
+            "projector": Projector,
+            "refresh": Refresh,
+            "residual": Residual,
+            "transport": Transport,
+        }
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not (value is None and name != "axes" or isinstance(value, kind)):
+                raise TypeError(
+                    f"LowRank(..., {name}=...) takes {kind.__name__} objects, got {value!r}"
+                )
+        if self.dtype is not None:
+            jnp.dtype(self.dtype)
+        if self.projector is not None:
+            for part in (self.refresh, self.residual, self.transport):
+                if part is not None:
+                    part.check(self.projector)
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raises ValueError unless a leaf of this shape can be projected."""
+        if math.prod(shape) == 0:
+            raise ValueError(f"a leaf of shape {tuple(shape)} has no entries to project")
+        if self.projector is None:
+            self.axes.check(shape)
+        else:
+            self.projector.check(shape, self.axes, self.rank)
+
+    def completed(self, other: "LowRank") -> "LowRank":
+        """This record with what is None taken from another."""
+        names = ("period", "projector", "refresh", "residual", "transport")
+        missing = {n: getattr(other, n) for n in names if getattr(self, n) is None}
+        whole = dataclasses.replace(self, **missing)
+        if whole.transport is None and whole.projector is not None:
+            whole = dataclasses.replace(whole, transport=natural(whole.projector))
+        return whole
+
+    def frame(self, name: str, shape: Sequence[int]) -> Frame:
+        """The view of one leaf."""
+        assert self.projector is not None
+        rank = self.projector.rank(shape, self.axes, self.rank)
+        return Frame(name, tuple(shape), self.projector.view(shape, self.axes), rank)
+
+
+def completed(low_rank: Any, other: LowRank) -> Rules:
+    """A `LowRank`, or `rules` of them, with what is None taken from another record.
+
+    Raises:
+      TypeError: a value that is neither a `LowRank` nor None.
+    """
+
+    def fill(value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, LowRank):
+            raise TypeError(
+                f"expected LowRank(rank=...), rules of them, or None, got {value!r}; a bare rank "
+                "is written LowRank(128)"
+            )
+        return value.completed(other)
+
+    table = as_rules(low_rank)
+    if low_rank is None:
+        raise TypeError("expected LowRank(rank=...) or rules of them, got None")
+    pairs = tuple((pattern, fill(value)) for pattern, value in table.pairs)
+    if not table.has_default:
+        return Rules(pairs)
+    return Rules(pairs, fill(table.default))
+
+
+def _check_period(period: Any) -> None:
+    if isinstance(period, bool) or not hasattr(period, "__index__"):
+        raise TypeError(f"period must be a Python int, a number of steps, got {period!r}")
+    if period < 1:
+        raise ValueError(f"period must be at least 1 step, got {period!r}")

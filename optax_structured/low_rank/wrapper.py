@@ -1,0 +1,296 @@
+"""Any optax transformation, run inside low-rank subspaces of the gradients."""
+
+import dataclasses
+import functools
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_structured.branch import branch
+from optax_structured.checks import check_nonnegative
+from optax_structured.clock import ScalarOrSchedule
+from optax_structured.low_rank import inner_state
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.placing import Places
+from optax_structured.low_rank.projectors import SubspaceIteration
+from optax_structured.low_rank.refresh import Periodic
+from optax_structured.low_rank.residuals import Drop, Step
+from optax_structured.low_rank.spec import LowRank, completed
+from optax_structured.trees import Rules, named_leaves, placement, resolve
+from optax_structured.trees.precision import at_least_float32
+
+DEFAULTS = LowRank(
+    rank=1, period=200, projector=SubspaceIteration(), refresh=Periodic(), residual=Drop()
+)
+
+
+class RefreshState(NamedTuple):
+    """When a leaf was and will be fitted."""
+
+    fitted: jax.Array  # (*batch,) bool: False until a usable gradient came; then due at every step
+    rule: Any  # memory of the refresh rule
+
+
+class LowRankState(NamedTuple):
+    """State of `low_rank_projection`; dictionaries are keyed by the path of the leaf."""
+
+    count: jax.Array  # type: ignore[assignment]  # () int32: updates so far
+    bases: dict[str, Any]  # of the projected leaves: (*batch, size, rank) or as the projector says
+    refresh: dict[str, RefreshState]  # of the projected leaves
+    residual: dict[str, Any]  # of the projected leaves: memory of the residual rule
+    inner: Any  # of the inner transformation, on {path: low-rank leaf, or plain leaf}
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """A leaf and the record that projects it, with all parts chosen."""
+
+    spec: Any
+    frame: Frame
+    share: float  # its position among all projected leaves, in [0, 1)
+
+
+def low_rank_projection(
+    inner: optax.GradientTransformation,
+    low_rank: LowRank | Rules,
+    *,
+    scale: ScalarOrSchedule = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Runs any transformation inside low-rank subspaces of the gradients.
+
+    For each projected leaf, oriented as (\*batch, size, length) with the compressed axis first, and
+    P its basis of shape (\*batch, size, rank), fitted anew now and then,
+
+    .. math:: R = P^\top G, \qquad N = \text{inner}(R), \qquad \text{update} = a\,P N
+
+    (and what the residual rule adds). The inner transformation sees one flat dictionary, from path
+    to low-rank leaf R of shape (\*batch, rank, length), float32 at least. Leaves that are not
+    projected are in it as they are, and their updates come back as they are, without :math:`a`.
+
+    A gradient that is not finite counts as zero there, and neither it nor a zero gradient ever
+    becomes a basis: the leaf (or matrix of a stack) keeps its old one, or waits for its first.
+
+    Args:
+      inner: any transformation that needs no parameters: `optax.scale_by_adam()`,
+        `optax.trace(0.9)`, `optax.scale_by_lion()`, `optax.scale_by_factored_rms()`, chains of
+        them. Weight decay and the learning rate go outside.
+      low_rank: a `LowRank` for all leaves that can take it, or `rules` of them and None. Stacked
+        norm scales look like matrices: exclude them by `rules`.
+      scale: :math:`a`, a number or schedule; 1. GaLore pre-trains with 0.25.
+
+    Returns:
+      An element that passes unknown extra arguments on to `inner`. The extra argument `refresh`, a
+      bool or a tree of them like the parameters, says which leaves to fit now, in place of their
+      own rule. Its state is `LowRankState`.
+
+    Raises:
+      TypeError, ValueError: no leaf can be projected, a rule that matches nothing or gives a leaf
+        what it cannot take, or an inner transformation that needs parameters.
+
+    Equals `inner` in rotated coordinates at full rank, and, with `optax.identity` inside, the
+    gradient itself.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> adam = oxs.low_rank_projection(optax.scale_by_adam(), oxs.LowRank(rank=1))
+      >>> params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+      >>> state = adam.init(params)
+      >>> state.inner.mu["kernel"].shape, state.inner.mu["bias"].shape
+      ((1, 4), (3,))
+
+    References:
+      Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, ICML 2024.
+    """
+    check_nonnegative("scale", scale)
+    table = completed(low_rank, DEFAULTS)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> LowRankState:
+        leaves = plan(table, params)
+        count = jnp.zeros((), jnp.int32)
+        if not leaves:  # the placeholder of optax.tree.map_params, or nothing to train
+            return LowRankState(count, *(jnp.zeros(()) for _ in range(4)))  # type: ignore[arg-type]
+        bases, refresh, residual, low = {}, {}, {}, {}
+        for name, (leaf, p) in leaves.items():
+            if p is None:
+                low[name] = at_least_float32(leaf)
+                continue
+            dtype, spec, frame = _wide(leaf), p.spec, p.frame
+            places = Places(frame, leaf)
+            shapes = jax.eval_shape(functools.partial(spec.projector.init, frame, dtype))
+            bases[name] = jax.tree.map(places.state, shapes)
+            fitted = jnp.zeros(frame.batch, bool)
+            refresh[name] = RefreshState(fitted, spec.refresh.init(frame, spec.period))
+            residual[name] = spec.residual.init(frame, dtype, places.leaf)
+            low[name] = places.state(jax.ShapeDtypeStruct(spec.projector.low_shape(frame), dtype))
+        state = inner.init(low)
+        inner_state.check(inner, low, state)
+        return LowRankState(count, bases, refresh, residual, state)
+
+    def update(
+        updates: Any,
+        state: LowRankState,
+        params: Any = None,
+        *,
+        refresh: Any = None,
+        **extra: Any,
+    ) -> tuple[Any, LowRankState]:
+        del params
+        leaves = plan(table, updates)
+        count = state.count
+        a = scale(count) if callable(scale) else scale
+        if not leaves:
+            return updates, state._replace(count=optax.safe_increment(count))
+        masks = _masks(refresh, updates, leaves)
+        bases, memory, moments = dict(state.bases), dict(state.refresh), state.inner
+        steps: dict[str, Step] = {}
+        low: dict[str, jax.Array] = {}
+        for name, (leaf, p) in leaves.items():
+            if p is None:
+                low[name] = _finite(at_least_float32(leaf))
+                continue
+            spec, frame, places = p.spec, p.frame, Places(p.frame, leaf)
+            gradient = frame.orient(spec.residual.absorb(state.residual[name], leaf))
+            fields = inner_state.fields(moments, name) if spec.transport.moves_moments else {}
+            bases[name], memory[name], fields = _refreshed(
+                p, bases[name], memory[name], fields, gradient, count, masks.get(name)
+            )
+            moments = inner_state.replace(moments, name, fields)
+            factors = jax.tree.map(places.at_hand, spec.projector.factors(frame, bases[name]))
+            steps[name] = step = Step(spec, frame, factors, gradient, a, count)
+            low[name] = places.at_home(_finite(step.project()).astype(_wide(leaf)))
+        directions, moments = inner_state.update(inner, low, moments, extra)
+        residual, out = dict(state.residual), {}
+        for name, (leaf, p) in leaves.items():
+            if p is None:
+                out[name] = directions[name].astype(leaf.dtype)
+                continue
+            places = Places(p.frame, leaf)
+            projected, direction = (places.at_hand(x[name]) for x in (low, directions))
+            moved, residual[name] = p.spec.residual.combine(
+                residual[name], steps[name], projected, direction
+            )
+            out[name] = placement.like(p.frame.restore(moved).astype(leaf.dtype), leaf)
+        structure: Any = jax.tree.structure(updates)
+        new = LowRankState(optax.safe_increment(count), bases, memory, residual, moments)
+        return structure.unflatten([out[name] for name in leaves]), new
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def plan(table: Rules, tree: Any) -> dict[str, tuple[Any, Projected | None]]:
+    """Every leaf of a tree by its path, and how it is projected."""
+    named = named_leaves(tree)
+    specs = resolve(table, tree)
+    total = sum(spec is not None for spec in specs)
+    if named and total == 0:
+        _explain(table, named)
+    rows: dict[str, tuple[Any, Projected | None]] = {}
+    seen = 0
+    for (name, leaf), spec in zip(named, specs, strict=True):
+        if name in rows:
+            raise ValueError(f"two leaves have the path {name!r}: rename a key that holds a '/'")
+        if spec is None:
+            rows[name] = leaf, None
+            continue
+        rows[name] = leaf, Projected(spec, spec.frame(name, jnp.shape(leaf)), seen / total)
+        seen += 1
+    return rows
+
+
+def _explain(table: Rules, named: list[tuple[str, Any]]) -> None:
+    """A default that fits no leaf of two axes and more is a mistake, not a plain optimizer."""
+    default = table.default if table.has_default else None
+    for name, leaf in named:
+        if isinstance(default, LowRank) and jnp.ndim(leaf) >= 2 and jnp.size(leaf):
+            try:
+                default.check(jnp.shape(leaf))
+            except ValueError as error:
+                raise ValueError(f"no leaf can be projected; {name!r}: {error}") from error
+
+
+def _refreshed(
+    p: Projected,
+    basis: Any,
+    memory: RefreshState,
+    fields: inner_state.Fields,
+    gradient: jax.Array,
+    count: jax.Array,
+    mask: Any,
+) -> tuple[Any, RefreshState, inner_state.Fields]:
+    """The basis of one leaf, fitted if it is due, and what depends on it."""
+    spec, frame = p.spec, p.frame
+    projector, transport = spec.projector, spec.transport
+    due = spec.refresh.due(memory.rule, count, spec.period, p.share) if mask is None else mask
+    if due is not True:
+        due = due | ~jnp.all(memory.fitted)
+
+    def refit(
+        usable: Any, basis: Any, memory: RefreshState, fields: Any, gradient: Any, count: Any
+    ) -> Any:
+        wide = at_least_float32(gradient)
+        # The key is a function of leaf and step: the same on all replicas, and after a restore.
+        key = jax.random.fold_in(jax.random.key(zlib.crc32(frame.name.encode())), count)
+        fit = projector.refit(frame, basis, wide, memory.fitted, key)
+        fit = jax.tree.map(lambda new, old: _where(usable, new, old), fit, basis)
+        rule = spec.refresh.after(memory.rule, projector, frame, basis, fit)
+        kept = transport.basis(projector, frame, basis, fit)
+        again = usable & memory.fitted  # before the first fit there is nothing to turn to
+        new = jax.tree.map(lambda k, f: _where(again, k, f), kept, fit)
+        if fields:
+            rotation = functools.cache(lambda: projector.overlap(frame, basis, new))
+            moved = {k: transport.moments(v, rotation, count) for k, v in fields.items()}
+            fields = jax.tree.map(
+                lambda m, v: placement.like(_where(again, m, v), v), moved, fields
+            )
+        new = jax.tree.map(placement.like, new, basis)
+        return new, RefreshState(memory.fitted | usable, rule), fields
+
+    def keep(
+        usable: Any, basis: Any, memory: RefreshState, fields: Any, gradient: Any, count: Any
+    ) -> Any:
+        del usable, gradient, count
+        return basis, memory, fields
+
+    def look(gradient: jax.Array) -> jax.Array:
+        size = jnp.sum(jnp.abs(at_least_float32(gradient)), (-2, -1))
+        return jnp.isfinite(size) & (size > 0)
+
+    usable = branch(due, look, lambda g: jnp.zeros(frame.batch, bool), gradient)
+    operands = (usable, basis, memory, fields, gradient, count)
+    return branch(jnp.any(usable), refit, keep, *operands)
+
+
+def _where(usable: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Matrix by matrix."""
+    if new.ndim < usable.ndim:
+        return jnp.where(jnp.any(usable), new, old)
+    keep = usable.reshape(*usable.shape, *(1,) * (new.ndim - usable.ndim))
+    return jnp.where(keep, new, placement.like(old, new))
+
+
+def _masks(refresh: Any, updates: Any, leaves: dict[str, Any]) -> dict[str, Any]:
+    """The extra argument `refresh`, by path."""
+    if refresh is None:
+        return {}
+    structure: Any = jax.tree.structure(refresh)
+    if structure.num_nodes == 1:
+        return dict.fromkeys(leaves, jnp.asarray(refresh, bool))
+    if structure != jax.tree.structure(updates):
+        raise ValueError(
+            "the extra argument refresh must be one bool, or a tree of bools like the parameters; "
+            f"got the structure {structure}"
+        )
+    masks = (jnp.asarray(x, bool) for x in jax.tree.leaves(refresh))
+    return dict(zip(leaves, masks, strict=True))
+
+
+def _wide(leaf: Any) -> Any:
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, 0)

@@ -1,0 +1,36 @@
+"""Small elements of general use, each useful in any optax chain."""
+
+from optax_structured.transforms.accumulate import AccumulateState, accumulate
+from optax_structured.transforms.adam import (
+    BiasCorrectionState,
+    DebiasedAdamState,
+    bias_correction,
+    debiased_adam,
+    uncorrected_adam,
+    uncorrected_rms,
+)
+from optax_structured.transforms.decay import DecayState, decay_updated_weights
+from optax_structured.transforms.limiter import (
+    NormGrowthLimiterState,
+    limit,
+    norm_growth_limiter,
+)
+from optax_structured.transforms.newton_schulz import newton_schulz, orthogonalize
+
+__all__ = [
+    "AccumulateState",
+    "BiasCorrectionState",
+    "DebiasedAdamState",
+    "DecayState",
+    "NormGrowthLimiterState",
+    "accumulate",
+    "bias_correction",
+    "debiased_adam",
+    "decay_updated_weights",
+    "limit",
+    "newton_schulz",
+    "norm_growth_limiter",
+    "orthogonalize",
+    "uncorrected_adam",
+    "uncorrected_rms",
+]

@@ -1,0 +1,109 @@
+"""One step of an optimizer for the mean of several gradients."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_structured.branch import branch
+from optax_structured.trees.precision import at_least_float32
+
+
+class AccumulateState(NamedTuple):
+    """State of `accumulate`."""
+
+    steps: jax.Array  # () int32: steps of the inner optimizer so far
+    waiting: jax.Array  # () int32: gradients since its last step
+    total: Any  # like params, float32 or wider: their sum, zero after a step
+    inner: Any  # state of the inner optimizer, changes with its steps only
+
+
+def accumulate(
+    inner: optax.GradientTransformation, every: int
+) -> optax.GradientTransformationExtraArgs:
+    r"""Takes one step of `inner` with the mean of `every` gradients, and none in between.
+
+    .. math:: U_t = \operatorname{inner}\Big(\frac1k \sum_{i=t-k+1}^{t} G_i\Big)
+        \text{ if } k \mid t, \qquad U_t = 0 \text{ otherwise}
+
+    The inner update, with all its decompositions, runs when it is due and not otherwise, under
+    `vmap` too; `optax.MultiSteps` computes it for each gradient and throws it away. As the inner
+    transformation of `low_rank_projection` it accumulates in the low-rank space, and the sum takes
+    rank times length numbers a leaf: the basis has to stay while it fills, so `period` is then a
+    multiple of `every`, counted in gradients.
+
+    Args:
+      inner: any optimizer, element or chain.
+      every: k, gradients a step, a Python int.
+
+    Returns:
+      An optimizer that passes `params` and extra arguments of the last of the gradients on, and
+      returns updates of zero in between. Its state is `AccumulateState`.
+
+    Raises:
+      ValueError: `every` is not a whole number of at least 1.
+
+    Equals `inner` for `every=1`. A gradient that is not finite reaches `inner` in the mean; the
+    next sum starts from zero all the same.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = oxs.accumulate(optax.sgd(1.0), every=2)
+      >>> state = optimizer.init(jnp.zeros(1))
+      >>> for gradient in (1.0, 3.0):
+      ...     updates, state = optimizer.update(jnp.array([gradient]), state)
+      ...     print(updates)
+      [0.]
+      [-2.]
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> AccumulateState:
+        zero = jnp.zeros((), jnp.int32)
+        total = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
+        return AccumulateState(zero, zero, total, inner.init(params))
+
+    def update(
+        updates: Any, state: AccumulateState, params: Any = None, **extra: Any
+    ) -> tuple[Any, AccumulateState]:
+        # Functions among the extra arguments are no operands of a branch; arrays must be.
+        traced, static = _arrays(extra)
+
+        def step(updates: Any, total: Any, state: Any, params: Any, traced: Any) -> Any:
+            mean = jax.tree.map(lambda s, g: (s / every).astype(g.dtype), total, updates)
+            stepped, state = inner.update(mean, state, params, **traced, **static)
+            stepped = jax.tree.map(lambda u, g: u.astype(g.dtype), stepped, updates)
+            return stepped, jax.tree.map(jnp.zeros_like, total), state
+
+        def wait(updates: Any, total: Any, state: Any, params: Any, traced: Any) -> Any:
+            del params, traced
+            return jax.tree.map(jnp.zeros_like, updates), total, state
+
+        total = jax.tree.map(lambda s, g: s + g.astype(s.dtype), state.total, updates)
+        due = state.waiting + 1 == every
+        updates, total, inner_state = branch(
+            due, step, wait, updates, total, state.inner, params, traced
+        )
+        return updates, AccumulateState(
+            steps=jnp.where(due, optax.safe_increment(state.steps), state.steps),
+            waiting=jnp.where(due, 0, state.waiting + 1),
+            total=total,
+            inner=inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _arrays(extra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Extra arguments that hold arrays only, and the others."""
+
+    def traceable(value: Any) -> bool:
+        return all(
+            hasattr(x, "dtype") or isinstance(x, float | int) for x in jax.tree.leaves(value)
+        )
+
+    traced = {name: value for name, value in extra.items() if traceable(value)}
+    return traced, {name: value for name, value in extra.items() if name not in traced}

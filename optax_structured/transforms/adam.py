@@ -1,0 +1,251 @@
+"""Adam, its direction without correction of bias, and the correction by itself."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_structured.checks import check_fraction, check_nonnegative
+from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.trees.precision import at_least_float32, scalar_dtype
+
+
+def uncorrected_adam(
+    b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999, eps: ScalarOrSchedule = 1e-6
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam's direction without correction of bias.
+
+    .. math:: M_t = b_1 M_{t-1} + (1-b_1) G_t, \quad V_t = b_2 V_{t-1} + (1-b_2) G_t^2, \quad
+        N_t = M_t / (\sqrt{V_t} + \epsilon)
+
+    Follow it, perhaps after something that reads its norms as `fira` does, by `bias_correction`.
+
+    Args:
+      b1: decay of the mean, in [0, 1), a number or schedule.
+      b2: decay of the mean square, in [0, 1), a number or schedule.
+      eps: added to the uncorrected root, in the unit of the gradient, a number or schedule. Early
+        on it weighs :math:`(1-b_2^t)^{-1/2}` times more than in `optax.scale_by_adam`.
+
+    Returns:
+      An element that needs no `params`. Its state is `optax.ScaleByAdamState`, float32 or wider.
+
+    Raises:
+      ValueError: a value out of the ranges above.
+
+    Equals, followed by `bias_correction(b1, b2)`, `optax.scale_by_adam(b1, b2, eps=0)` for
+    `eps=0`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> adam = oxs.uncorrected_adam(b1=0.5, b2=0.75)
+      >>> updates, _ = adam.update(jnp.array([2.0, -3.0]), adam.init(jnp.zeros(2)))
+      >>> print(updates.round(3))
+      [ 1. -1.]
+    """
+    _check_adam(b1, b2, eps)
+
+    def update(
+        updates: Any, state: optax.ScaleByAdamState, params: Any = None, **_: Any
+    ) -> tuple[Any, optax.ScaleByAdamState]:
+        del params
+        first, second, floor = (now(x, state) for x in (b1, b2, eps))
+        mu, nu = _moments(updates, state, first, second)
+        directions = jax.tree.map(lambda m, v, g: _divided(m, v, floor, g), mu, nu, updates)
+        return directions, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), *_zeros(params))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class DebiasedAdamState(NamedTuple):
+    """State of `debiased_adam`."""
+
+    clock: Clock  # steps since init, for schedules
+    mean: jax.Array  # () float32 or wider: what b1 averages ones to, 1 - b1^t
+    mean_square: jax.Array  # () float32 or wider: the same for b2
+    mu: Any  # like params, float32 or wider: M
+    nu: Any  # like params, float32 or wider: V
+
+
+def debiased_adam(
+    b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999, eps: ScalarOrSchedule = 1e-8
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam's direction, every setting of which may follow a schedule.
+
+    .. math:: \hat M_t = \frac{M_t}{1-b_1^t}, \quad \hat V_t = \frac{V_t}{1-b_2^t}, \quad
+        N_t = \hat M_t / (\sqrt{\hat V_t} + \epsilon)
+
+    For schedules, :math:`1-b^t` is the average of ones with the same weights as the moments.
+
+    Args:
+      b1: decay of the mean, in [0, 1), a number or schedule.
+      b2: decay of the mean square, in [0, 1), a number or schedule.
+      eps: added to the corrected root, in the unit of the gradient, a number or schedule.
+
+    Returns:
+      An element that needs no `params`. Its state is `DebiasedAdamState`.
+
+    Raises:
+      ValueError: a value out of the ranges above.
+
+    Equals `optax.scale_by_adam`, with moments in float32 at least, and with a direction of zero in
+    place of NaN where there never was a gradient and eps is 0.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> adam = oxs.debiased_adam(b1=lambda count: 1 - 1 / (count + 2))
+      >>> updates, _ = adam.update(jnp.array([2.0, -3.0]), adam.init(jnp.zeros(2)))
+      >>> print(updates.round(3))
+      [ 1. -1.]
+    """
+    _check_adam(b1, b2, eps)
+
+    def init(params: Any) -> DebiasedAdamState:
+        dtype = scalar_dtype(params)
+        totals = jnp.zeros((), dtype), jnp.zeros((), dtype)
+        return DebiasedAdamState(new_clock(), *totals, *_zeros(params))
+
+    def update(
+        updates: Any, state: DebiasedAdamState, params: Any = None, **_: Any
+    ) -> tuple[Any, DebiasedAdamState]:
+        del params
+        first, second, floor = (now(x, state.clock) for x in (b1, b2, eps))
+        mean = average(state.mean, 1.0, first)
+        square = average(state.mean_square, 1.0, second)
+        mu, nu = _moments(updates, state, first, second)
+
+        def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
+            return _divided(m / mean.astype(m.dtype), v / square.astype(v.dtype), floor, g)
+
+        directions = jax.tree.map(direction, mu, nu, updates)
+        return directions, DebiasedAdamState(tick(state.clock), mean, square, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def uncorrected_rms(
+    decay: Any = 0.9, eps: Any = 1e-6, momentum: Any = 0.0
+) -> optax.GradientTransformation:
+    r"""RMSProp's direction, with eps outside the root, followed by heavy-ball momentum.
+
+    .. math:: V_t = b V_{t-1} + (1-b) G_t^2, \quad
+        N_t = \mu N_{t-1} + G_t / (\sqrt{V_t} + \epsilon)
+
+    Args:
+      decay: b in [0, 1).
+      eps: added to the root, above 0, in the unit of the gradient.
+      momentum: :math:`\mu` in [0, 1); 0 keeps no buffer.
+
+    Returns:
+      A chain of `optax.scale_by_rms` and `optax.trace`.
+
+    Equals torch's RMSProp. The square is initialised at zero, so the first steps are
+    :math:`(1-b^t)^{-1/2}` times longer than later ones.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> rms = oxs.uncorrected_rms(decay=0.75)
+      >>> updates, _ = rms.update(jnp.array([2.0, -3.0]), rms.init(jnp.zeros(2)))
+      >>> print(updates.round(3))
+      [ 2. -2.]
+    """
+    check_fraction("decay", decay)
+    check_nonnegative("eps", eps)
+    check_fraction("momentum", momentum)
+    rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=False)
+    still = isinstance(momentum, int | float) and momentum == 0
+    return rms if still else optax.chain(rms, optax.trace(momentum))
+
+
+class BiasCorrectionState(NamedTuple):
+    """State of `bias_correction`."""
+
+    clock: Clock  # steps since init, for schedules
+    mean: jax.Array  # () float32 or wider: what b1 averages ones to, 1 - b1^t
+    mean_square: jax.Array  # () float32 or wider: the same for b2
+
+
+def bias_correction(
+    b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule = 0.999
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiplies updates by Adam's correction of bias.
+
+    .. math:: U_t \leftarrow \frac{\sqrt{1-b_2^t}}{1-b_1^t}\, U_t
+
+    For schedules, :math:`1-b^t` is the average of ones with the same weights as the moments.
+
+    Args:
+      b1: decay of the mean, in [0, 1), a number or schedule: that of the Adam it corrects.
+      b2: decay of the mean square, in [0, 1), a number or schedule, likewise.
+
+    Returns:
+      An element that needs no `params`. Its state is `BiasCorrectionState`.
+
+    Raises:
+      ValueError: a value out of the ranges above.
+
+    Equals `optax.identity` for `b1=b2=0`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> correction = oxs.bias_correction(b1=0.5, b2=0.75)
+      >>> updates, state = correction.update(jnp.ones(2), correction.init(jnp.zeros(2)))
+      >>> print(updates)
+      [1. 1.]
+    """
+    check_fraction("b1", b1)
+    check_fraction("b2", b2)
+
+    def init(params: Any) -> BiasCorrectionState:
+        dtype = scalar_dtype(params)
+        return BiasCorrectionState(new_clock(), jnp.zeros((), dtype), jnp.zeros((), dtype))
+
+    def update(
+        updates: Any, state: BiasCorrectionState, params: Any = None, **_: Any
+    ) -> tuple[Any, BiasCorrectionState]:
+        del params
+        mean = average(state.mean, 1.0, now(b1, state.clock))
+        square = average(state.mean_square, 1.0, now(b2, state.clock))
+        factor = jnp.sqrt(square) / mean
+        corrected = jax.tree.map(lambda u: (u * factor.astype(u.dtype)).astype(u.dtype), updates)
+        return corrected, BiasCorrectionState(tick(state.clock), mean, square)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def average(before: jax.Array, new: Any, decay: Any) -> jax.Array:
+    """One step of a moving average, with weights that add up to one in the precision of `before`.
+
+    The moments and their correction share it: in float32, 1 - 0.999 is off by 5e-5, and only equal
+    errors cancel.
+    """
+    keep = jnp.asarray(decay, before.dtype)
+    return keep * before + (1 - keep) * new
+
+
+def _check_adam(b1: Any, b2: Any, eps: Any) -> None:
+    check_fraction("b1", b1)
+    check_fraction("b2", b2)
+    check_nonnegative("eps", eps)
+
+
+def _zeros(params: Any) -> tuple[Any, Any]:
+    """Two moments; not one buffer twice, which a donated state may not hold."""
+    mu = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
+    return mu, jax.tree.map(jnp.zeros_like, mu)
+
+
+def _moments(updates: Any, state: Any, b1: Any, b2: Any) -> tuple[Any, Any]:
+    """`mu` and `nu` of a state one step later."""
+    wide = jax.tree.map(lambda m, g: g.astype(m.dtype), state.mu, updates)
+    mu = jax.tree.map(lambda m, g: average(m, g, b1), state.mu, wide)
+    return mu, jax.tree.map(lambda v, g: average(v, jnp.square(g), b2), state.nu, wide)
+
+
+def _divided(mean: jax.Array, square: jax.Array, eps: Any, gradient: jax.Array) -> jax.Array:
+    root = jnp.sqrt(square) + jnp.asarray(eps, square.dtype)
+    # An entry without any gradient so far is 0/0 when eps is 0: it stays where it is.
+    return (mean / jnp.where(root == 0, 1, root)).astype(gradient.dtype)

@@ -1,0 +1,122 @@
+"""Where arrays live: products and zeros that keep to the shardings of their operands.
+
+On an explicit mesh the sharding of an array is part of its type, and JAX refuses to guess where the
+result of an ambiguous product goes. Off explicit meshes these functions are the plain operations.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Spec = tuple[tuple[str, ...], ...]  # the mesh axes of each axis of an array
+
+
+def product(a: jax.Array, b: jax.Array, precision: Any = None) -> jax.Array:
+    """The matrix product over the last two axes, accumulated in float32 at least.
+
+    On an explicit mesh the smaller operand moves where the two disagree, and the result keeps the
+    row axis of `a` and the column axis of `b` where they were.
+    """
+    dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    if not on_explicit_mesh(a, b):
+        return jnp.matmul(a, b, precision=precision, preferred_element_type=dtype)
+    first, second = spec_of(a), spec_of(b)
+    lead = a.size >= b.size
+    batch, inner = (first[:-2], first[-1]) if lead else (second[:-2], second[-2])
+    taken = set(sum(batch, ()))
+    rows, cols = (_without(x, taken | set(inner)) for x in (first[-2], second[-1]))
+    if lead:
+        cols = _without(cols, set(rows))
+    else:
+        rows = _without(rows, set(cols))
+    return jnp.matmul(
+        move(a, (*batch, rows, inner)),
+        move(b, (*batch, inner, cols)),
+        precision=precision,
+        preferred_element_type=dtype,
+        out_sharding=P(*(axis or None for axis in (*batch, rows, cols))),
+    )
+
+
+def on_explicit_mesh(*arrays: jax.Array) -> bool:
+    """True if the sharding of any of these arrays is part of its type."""
+    return any(_explicit(jax.typeof(x).sharding.mesh) for x in arrays)
+
+
+def spec_of(x: Any) -> Spec:
+    """The mesh axes of each axis of an array on an explicit mesh."""
+    return _normal(jax.typeof(x).sharding.spec, jnp.ndim(x))
+
+
+def move(x: jax.Array, spec: Spec) -> jax.Array:
+    """`x` with this sharding, on an explicit mesh."""
+    if spec_of(x) == spec:
+        return x
+    return jax.sharding.reshard(x, P(*(axis or None for axis in spec)))
+
+
+def like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x`, placed as `other`, of the same shape, is."""
+    return move(x, spec_of(other)) if on_explicit_mesh(x, other) else x
+
+
+def whole_matrices(x: jax.Array) -> jax.Array:
+    """`x` with its last two axes on every device: what a factorisation asks for."""
+    return move(x, (*spec_of(x)[:-2], (), ())) if on_explicit_mesh(x) else x
+
+
+def home(leaf: Any) -> tuple[Any, Spec] | None:
+    """Mesh and spec of a leaf, where they are known: on explicit meshes, or of a placed array."""
+    sharding = jax.typeof(leaf).sharding
+    if not _explicit(sharding.mesh):
+        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return None
+    return sharding.mesh, _normal(sharding.spec, jnp.ndim(leaf))
+
+
+def spread(shape: Sequence[int], spec: Spec, taken: Sequence[str], mesh: Any) -> Spec:
+    """`spec`, plus each mesh axis in `taken` on the largest axis that it divides.
+
+    State that does not have the axis along which its leaf is sharded would be replicated there:
+    it is spread over the same devices along another of its axes.
+    """
+    new = [tuple(axis) for axis in spec]
+    for name in taken:
+        size = mesh.shape[name]
+        local = [
+            n // math.prod(mesh.shape[a] for a in axes) for n, axes in zip(shape, new, strict=True)
+        ]
+        fitting = [i for i, n in enumerate(local) if n % size == 0 and n > 0]
+        if fitting:
+            best = max(fitting, key=lambda i: (not new[i], local[i]))
+            new[best] = (*new[best], name)
+    return tuple(new)
+
+
+def zeros(shape: Sequence[int], dtype: Any, mesh: Any = None, spec: Spec | None = None) -> Any:
+    """Zeros, placed if there is a place."""
+    if mesh is None or spec is None:
+        return jnp.zeros(shape, dtype)
+    partition = P(*(axis or None for axis in spec))
+    if _explicit(mesh):
+        return jnp.zeros(shape, dtype, out_sharding=partition)
+    return jnp.zeros(shape, dtype, device=NamedSharding(mesh, partition))
+
+
+def _normal(spec: Any, ndim: int) -> Spec:
+    entries = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in spec]
+    return (*entries, *[()] * (ndim - len(entries)))
+
+
+def _without(axes: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
+    return tuple(axis for axis in axes if axis not in taken)
+
+
+def _explicit(mesh: Any) -> bool:
+    return AxisType.Explicit in mesh.axis_types if not mesh.empty else False
