@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from rich import box
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from optax_structured.diagnostics import LayerRow
+from optax_structured.memory import MemoryReport
 
 Row = Mapping[str, float]
 
@@ -29,7 +31,7 @@ def measure(regularizer: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def progress(
-    console: Console, label: str, total: int, regularizer: str
+    console: Console, label: str, total: int, describe: Callable[[Row], str]
 ) -> Iterator[Callable[[Row], None]]:
     """A live line of a run; the context is the function that takes the latest metrics.
 
@@ -37,9 +39,8 @@ def progress(
       console: where to draw.
       label: what is running.
       total: steps of the run.
-      regularizer: decides which sparsity is shown.
+      describe: the metrics in a few words.
     """
-    key, _ = measure(regularizer)
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=10),
@@ -50,15 +51,29 @@ def progress(
         task = bar.add_task(label, total=total, shown="compiling")
 
         def watch(row: Row) -> None:
-            accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else "–"
-            shown = (
-                f"loss {row['loss']:.3f}  acc {accuracy}  "
-                f"zero {row[key]:.0%} (Ŵ {row['point_' + key]:.0%})  "
-                f"{row['steps_per_second']:.0f}/s"
-            )
-            bar.update(task, completed=row["step"], shown=shown)
+            bar.update(task, completed=row["step"], shown=describe(row))
 
         yield watch
+
+
+def structure_line(row: Row, regularizer: str) -> str:
+    """Where a run of the image job stands."""
+    key, _ = measure(regularizer)
+    accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else "–"
+    return (
+        f"loss {row['loss']:.3f}  acc {accuracy}  "
+        f"zero {row[key]:.0%} (Ŵ {row['point_' + key]:.0%})  "
+        f"{row['steps_per_second']:.0f}/s"
+    )
+
+
+def text_line(row: Row, state_bytes: int) -> str:
+    """Where a run of the language-model job stands."""
+    perplexity = f"{row['perplexity']:.3f}" if "perplexity" in row else "–"
+    return (
+        f"loss {row['loss']:.3f}  perplexity {perplexity}  "
+        f"{row['tokens_per_second']:,.0f} tokens/s  state {state_bytes:,} B"
+    )
 
 
 def layer_table(of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength: float) -> Table:
@@ -78,6 +93,25 @@ def layer_table(of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength
     if strength > 0:
         table.caption = "gradient: its dual norm over the strength, 1 at a stationary point"
         table.caption_justify = "left"
+    return table
+
+
+def state_table(memory: MemoryReport) -> Table:
+    """One line a leaf: its rule and what the optimizer keeps for it; plain leaves dim."""
+    table = Table(
+        title="Optimizer state", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("parameter", no_wrap=True)
+    for name in ("shape", "rank", "weight bytes", "state bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for leaf in memory.leaves:
+        rank = "" if leaf.spec is None else str(leaf.spec.rank)
+        numbers = (f"{leaf.weight_bytes:,}", f"{leaf.state_bytes:,}")
+        shape = "×".join(map(str, leaf.shape))
+        table.add_row(leaf.path, shape, rank, *numbers, style="dim" if leaf.spec is None else None)
+    table.add_row("counters", "", "", "", f"{memory.shared_bytes:,}", style="dim")
+    table.add_section()
+    table.add_row("total", "", "", f"{memory.weight_bytes:,}", f"{memory.state_bytes:,}")
     return table
 
 
@@ -105,4 +139,36 @@ def comparison_markdown(
             spread = f" ± {last.std(ddof=1):.2f}" if len(last) > 1 else ""
             cells.append(f"{last.mean():.2f}{spread} %")
         lines.append(f"| {recipe} | {' | '.join(cells)} | {settings[recipe]} |")
+    return "\n".join(lines) + "\n"
+
+
+class RecipeLine(NamedTuple):
+    """One recipe of a comparison of language models."""
+
+    name: str
+    perplexities: Sequence[float]  # a seed each
+    learning_rate: float
+    at_edge: bool  # of the learning rates that were tried
+    state_bytes: int
+    step_ms: float
+    ratio: float | None  # of the step to that of adamw; None where adamw did not run
+    settings: str
+
+
+def perplexity_markdown(recipes: Sequence[RecipeLine]) -> str:
+    """A table with one line a recipe: perplexity, mean ± standard error over seeds, and costs."""
+    lines = [
+        "| recipe | held-out perplexity | learning rate | state bytes | step, ms | of adamw's "
+        "| settings |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for line in recipes:
+        values, n = np.array(line.perplexities), len(line.perplexities)
+        error = f" ± {values.std(ddof=1) / np.sqrt(n):.3f}" if n > 1 else ""
+        edge = " (edge)" if line.at_edge else ""
+        ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
+        lines.append(
+            f"| {line.name} | {values.mean():.3f}{error} | {line.learning_rate:g}{edge} "
+            f"| {line.state_bytes:,} | {line.step_ms:.1f} | {ratio} | {line.settings} |"
+        )
     return "\n".join(lines) + "\n"

@@ -63,3 +63,10 @@ KKT = 1e-5
 
 # Distance to stationarity of a convex optimum that is computed independently.
 OPTIMUM = 1e-10
+
+# Columns that a projector calls orthonormal, whatever the gradient: largest entry of |P'P - I|.
+ORTHONORMAL = {"float64": 1e-12, "float32": 1e-5}
+# Share of the energy of an SVD that a cheap fit has to capture.
+CAPTURED = 0.99
+# Sample moments of random matrices with some 1e5 entries.
+SAMPLED = 2e-2

@@ -61,10 +61,12 @@ class Frame:
 
     def orient(self, leaf: jax.Array) -> jax.Array:
         """(\\*batch, size, length) of a leaf; a transpose that XLA folds into its readers."""
-        matrix = self.axes.to_matrix(leaf)
-        return matrix if self.side == "rows" else jnp.swapaxes(matrix, -1, -2)
+        return self.turn(self.axes.to_matrix(leaf))
 
     def restore(self, oriented: Any) -> jax.Array:
         """The leaf of an oriented view."""
-        matrix = oriented if self.side == "rows" else jnp.swapaxes(oriented, -1, -2)
-        return self.axes.from_matrix(matrix, self.shape)
+        return self.axes.from_matrix(self.turn(oriented), self.shape)
+
+    def turn(self, x: jax.Array) -> jax.Array:
+        """From the oriented view to the matrix as it lies in memory, and back."""
+        return x if self.side == "rows" else jnp.swapaxes(x, -1, -2)

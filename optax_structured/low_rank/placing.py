@@ -28,33 +28,49 @@ class Places:
             sides = [spec[axes[0]] for axes in (rows, cols)]
             self._size, self._length = sides if frame.side == "rows" else reversed(sides)
 
-    def state(self, struct: Any) -> Any:
-        """Zeros of a shape and dtype, a basis or a low-rank leaf, placed if there is a place."""
+    def basis(self, struct: Any) -> Any:
+        """Zeros for one array of a basis, placed if there is a place."""
+        return self._zeros(struct, self._natural(struct.shape, "size"))
+
+    def low(self, struct: Any) -> Any:
+        """Zeros for a low-rank leaf, placed if there is a place."""
+        return self._zeros(struct, self._natural(struct.shape, "length"))
+
+    def low_at_home(self, x: jax.Array) -> jax.Array:
+        """A low-rank leaf where its state lives, on an explicit mesh."""
+        if not placement.on_explicit_mesh(x):
+            return x
+        return placement.move(x, self._spread(x.shape, self._natural(x.shape, "length")))
+
+    def low_at_hand(self, x: jax.Array) -> jax.Array:
+        """A low-rank leaf where a product with the leaf needs it, on an explicit mesh."""
+        if not placement.on_explicit_mesh(x):
+            return x
+        return placement.move(x, self._natural(x.shape, "length"))
+
+    def basis_at_hand(self, x: jax.Array) -> jax.Array:
+        """An array of a basis where a product with the leaf needs it, on an explicit mesh."""
+        if not placement.on_explicit_mesh(x):
+            return x
+        return placement.move(x, self._natural(x.shape, "size"))
+
+    def _zeros(self, struct: Any, natural: Spec) -> Any:
         if self.leaf is None:
             return placement.zeros(struct.shape, struct.dtype)
-        spec = self._home(struct.shape)
+        spec = self._spread(struct.shape, natural)
         return placement.zeros(struct.shape, struct.dtype, self._mesh, spec)
 
-    def at_home(self, x: jax.Array) -> jax.Array:
-        """`x` where its state lives, on an explicit mesh."""
-        return placement.move(x, self._home(x.shape)) if placement.on_explicit_mesh(x) else x
+    def _natural(self, shape: tuple[int, ...], last: str) -> Spec:
+        """As the leaf: its batch axes, and the last axis where it is one of the leaf."""
+        if self.leaf is None:
+            return ()
+        rest = len(shape) - len(self._batch)
+        if rest == 2 and shape[-1] == getattr(self._frame, last):
+            return (*self._batch, (), self._size if last == "size" else self._length)
+        return (*self._batch, *[()] * rest)
 
-    def at_hand(self, x: jax.Array) -> jax.Array:
-        """`x` where a product with the leaf needs it, on an explicit mesh."""
-        return placement.move(x, self._natural(x.shape)) if placement.on_explicit_mesh(x) else x
-
-    def _natural(self, shape: tuple[int, ...]) -> Spec:
-        """As the leaf: its batch axes, and its matrix axes where `x` has them."""
-        lead = len(self._batch)
-        if len(shape) != lead + 2:
-            return (*self._batch, *[()] * (len(shape) - lead))[: len(shape)]
-        first = self._size if shape[-2] == self._frame.size != self._frame.rank else ()
-        last = self._length if shape[-1] == self._frame.length != self._frame.rank else ()
-        return (*self._batch, first, last)
-
-    def _home(self, shape: tuple[int, ...]) -> Spec:
-        spec = self._natural(shape)
-        if len(shape) != len(self._batch) + 2:
-            return spec
+    def _spread(self, shape: tuple[int, ...], spec: Spec) -> Spec:
+        if len(shape) < len(self._batch) + 2:
+            return spec  # indices and counters
         missing = [a for a in (*self._size, *self._length) if a not in sum(spec, ())]
         return placement.spread(shape, spec, missing, self._mesh)

@@ -152,7 +152,7 @@ class Lazy(Refresh):
             value = jnp.mean(jnp.sum(overlap**2, (-2, -1))) / overlap.shape[-1]
             direction = state.direction
         else:
-            direction = projector.factors(frame, new)[..., 0].astype(state.direction.dtype)
+            direction = projector.factors(frame, new)[..., 0, :].astype(state.direction.dtype)
             first = jnp.all(state.direction == 0)
             value = jnp.mean(jnp.abs(jnp.sum(direction * state.direction, -1)))
         latest = jnp.append(state.similarities[1:], value.astype(jnp.float32))

@@ -24,17 +24,17 @@ class Step(NamedTuple):
     spec: Any  # the LowRank
     frame: Frame
     factors: Factors
-    gradient: jax.Array  # (*batch, size, length): with what `absorb` added
+    gradient: jax.Array  # (*batch, m, n), as in memory: with what `absorb` added
     scale: Any  # a
     count: jax.Array  # type: ignore[assignment]  # steps done
 
     def project(self) -> jax.Array:
         """The low-rank leaf R of the gradient."""
-        factors, gradient = jax.tree.map(self._operand, (self.factors, self.gradient))
-        return self.spec.projector.project(self.frame, factors, gradient)
+        factors = jax.tree.map(self._operand, self.factors)
+        return self.spec.projector.project(self.frame, factors, self._operand(self.gradient))
 
     def lift(self, low: jax.Array) -> jax.Array:
-        """A low-rank leaf in the space of the gradient."""
+        """The matrices of a low-rank leaf."""
         factors, low = jax.tree.map(self._operand, (self.factors, low))
         return self.spec.projector.lift(self.frame, factors, low)
 
@@ -60,7 +60,7 @@ class Residual(abc.ABC):
     def combine(
         self, state: Any, step: Step, low: jax.Array, direction: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """The oriented update, and what to remember.
+        """The update as matrices, (\\*batch, m, n), and what to remember.
 
         Args:
           state: what `init` or the last `combine` gave.
@@ -111,7 +111,7 @@ class ErrorFeedback(Residual):
     ) -> tuple[jax.Array, Any]:
         used = 1 - (self.momentum(step.count) if callable(self.momentum) else self.momentum)
         left = step.gradient - step.lift(used * low)
-        buffer = step.frame.restore(left)
+        buffer = step.frame.axes.from_matrix(left, step.frame.shape)
         update = step.lift(step.scale * direction)
         return update, like(buffer, state) if self.codec is None else self.codec.encode(buffer)
 
@@ -161,14 +161,12 @@ class NormScaled(Residual):
     ) -> tuple[jax.Array, jax.Array]:
         inside = 1.0 if self.exact else step.scale
         factor, held = _factor(low, direction, self.per)
-        gradient = jnp.where(jnp.isfinite(step.gradient), step.gradient, 0)
-        whole = jnp.sum(jnp.square(gradient.astype(held.dtype)), -2, keepdims=True)
-        squares = factor**2 * (whole - (2 * inside - inside**2) * held)
+        squares = factor**2 * (_column_squares(step) - (2 * inside - inside**2) * held)
         norm = jnp.sqrt(jnp.maximum(jnp.sum(squares, (-2, -1)), 0.0))
         passed, norm = limit(norm, state, self.growth, _TINY)
         factor = factor * passed[..., None, None]
         lifted = step.lift(step.scale * direction - inside * factor * low)
-        return lifted + factor.astype(lifted.dtype) * gradient, norm
+        return _plus_scaled_gradient(lifted, factor, step), norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,11 +197,10 @@ class Scaling(Residual):
         self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         factor, _ = _factor(low, direction, self.per)
-        gradient = jnp.where(jnp.isfinite(step.gradient), step.gradient, 0)
-        whole = jnp.sum(jnp.square(gradient.astype(factor.dtype)), -2, keepdims=True)
-        norm = jnp.sqrt(jnp.sum(factor**2 * whole, (-2, -1)))
+        norm = jnp.sqrt(jnp.sum(factor**2 * _column_squares(step), (-2, -1)))
         passed, norm = limit(norm, state, self.growth, _TINY)
-        return step.scale * factor * passed[..., None, None] * gradient, norm
+        factor = step.scale * factor * passed[..., None, None]
+        return _plus_scaled_gradient(None, factor, step), norm
 
 
 def _factor(low: jax.Array, direction: jax.Array, per: str) -> tuple[jax.Array, jax.Array]:
@@ -214,6 +211,21 @@ def _factor(low: jax.Array, direction: jax.Array, per: str) -> tuple[jax.Array, 
         made, total = (jnp.sum(x, -1, keepdims=True) for x in (made, held))
         return jnp.sqrt(made) / (jnp.sqrt(total) + _TINY), held
     return jnp.sqrt(made) / (jnp.sqrt(held) + _TINY), held
+
+
+def _column_squares(step: Step) -> jax.Array:
+    """The squared norms of the columns of the gradient; 0 for one that is not finite."""
+    axis = -2 if step.frame.side == "rows" else -1
+    squares = jnp.sum(jnp.square(at_least_float32(step.gradient)), axis, keepdims=True)
+    squares = step.frame.turn(squares)
+    return jnp.where(jnp.isfinite(squares), squares, 0)
+
+
+def _plus_scaled_gradient(lifted: jax.Array | None, factor: jax.Array, step: Step) -> jax.Array:
+    """`lifted` plus the gradient with scaled columns."""
+    finite = jnp.where(jnp.isfinite(step.gradient), step.gradient, 0)
+    scaled = step.frame.turn(factor) * finite
+    return scaled if lifted is None else lifted + scaled
 
 
 def _check_scaling(rule: Any) -> None:

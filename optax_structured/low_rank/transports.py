@@ -93,7 +93,8 @@ class Align(Transport):
             )
 
     def basis(self, projector: OneSided, frame: Frame, old: Basis, new: Basis) -> Basis:
-        return like(product(new, polar(projector.overlap(frame, old, new))), new)
+        # Stored is the transpose of P.
+        return like(product(transpose(polar(projector.overlap(frame, old, new))), new), new)
 
 
 @dataclasses.dataclass(frozen=True)

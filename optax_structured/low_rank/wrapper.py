@@ -38,7 +38,7 @@ class LowRankState(NamedTuple):
     """State of `low_rank_projection`; dictionaries are keyed by the path of the leaf."""
 
     count: jax.Array  # type: ignore[assignment]  # () int32: updates so far
-    bases: dict[str, Any]  # of the projected leaves: (*batch, size, rank) or as the projector says
+    bases: dict[str, Any]  # of the projected leaves: (*batch, rank, size) or as the projector says
     refresh: dict[str, RefreshState]  # of the projected leaves
     residual: dict[str, Any]  # of the projected leaves: memory of the residual rule
     inner: Any  # of the inner transformation, on {path: low-rank leaf, or plain leaf}
@@ -121,11 +121,11 @@ def low_rank_projection(
             dtype, spec, frame = _wide(leaf), p.spec, p.frame
             places = Places(frame, leaf)
             shapes = jax.eval_shape(functools.partial(spec.projector.init, frame, dtype))
-            bases[name] = jax.tree.map(places.state, shapes)
+            bases[name] = jax.tree.map(places.basis, shapes)
             fitted = jnp.zeros(frame.batch, bool)
             refresh[name] = RefreshState(fitted, spec.refresh.init(frame, spec.period))
             residual[name] = spec.residual.init(frame, dtype, places.leaf)
-            low[name] = places.state(jax.ShapeDtypeStruct(spec.projector.low_shape(frame), dtype))
+            low[name] = places.low(jax.ShapeDtypeStruct(spec.projector.low_shape(frame), dtype))
         state = inner.init(low)
         inner_state.check(inner, low, state)
         return LowRankState(count, bases, refresh, residual, state)
@@ -153,15 +153,16 @@ def low_rank_projection(
                 low[name] = _finite(at_least_float32(leaf))
                 continue
             spec, frame, places = p.spec, p.frame, Places(p.frame, leaf)
-            gradient = frame.orient(spec.residual.absorb(state.residual[name], leaf))
+            matrix = frame.axes.to_matrix(spec.residual.absorb(state.residual[name], leaf))
             fields = inner_state.fields(moments, name) if spec.transport.moves_moments else {}
             bases[name], memory[name], fields = _refreshed(
-                p, bases[name], memory[name], fields, gradient, count, masks.get(name)
+                p, bases[name], memory[name], fields, frame.turn(matrix), count, masks.get(name)
             )
             moments = inner_state.replace(moments, name, fields)
-            factors = jax.tree.map(places.at_hand, spec.projector.factors(frame, bases[name]))
-            steps[name] = step = Step(spec, frame, factors, gradient, a, count)
-            low[name] = places.at_home(_finite(step.project()).astype(_wide(leaf)))
+            at_hand = jax.tree.map(places.basis_at_hand, bases[name])
+            factors = spec.projector.factors(frame, at_hand)
+            steps[name] = step = Step(spec, frame, factors, matrix, a, count)
+            low[name] = places.low_at_home(_finite(step.project()).astype(_wide(leaf)))
         directions, moments = inner_state.update(inner, low, moments, extra)
         residual, out = dict(state.residual), {}
         for name, (leaf, p) in leaves.items():
@@ -169,11 +170,11 @@ def low_rank_projection(
                 out[name] = directions[name].astype(leaf.dtype)
                 continue
             places = Places(p.frame, leaf)
-            projected, direction = (places.at_hand(x[name]) for x in (low, directions))
+            projected, direction = (places.low_at_hand(x[name]) for x in (low, directions))
             moved, residual[name] = p.spec.residual.combine(
                 residual[name], steps[name], projected, direction
             )
-            out[name] = placement.like(p.frame.restore(moved).astype(leaf.dtype), leaf)
+            out[name] = placement.like(p.frame.axes.from_matrix(moved, p.frame.shape).astype(leaf.dtype), leaf)
         structure: Any = jax.tree.structure(updates)
         new = LowRankState(optax.safe_increment(count), bases, memory, residual, moments)
         return structure.unflatten([out[name] for name in leaves]), new

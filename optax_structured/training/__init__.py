@@ -1,1 +1,1 @@
-"""Training a small network on real images with any recipe by name; needs the extra `train`."""
+"""Two jobs that train real networks with any recipe by name; need the extra `train`."""

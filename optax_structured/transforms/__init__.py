@@ -16,21 +16,31 @@ from optax_structured.transforms.limiter import (
     norm_growth_limiter,
 )
 from optax_structured.transforms.newton_schulz import newton_schulz, orthogonalize
+from optax_structured.transforms.weight_norm import (
+    LookaheadState,
+    WeightNormalizedState,
+    lookahead_weight_norm,
+    weight_normalized,
+)
 
 __all__ = [
     "AccumulateState",
     "BiasCorrectionState",
     "DebiasedAdamState",
     "DecayState",
+    "LookaheadState",
     "NormGrowthLimiterState",
+    "WeightNormalizedState",
     "accumulate",
     "bias_correction",
     "debiased_adam",
     "decay_updated_weights",
     "limit",
+    "lookahead_weight_norm",
     "newton_schulz",
     "norm_growth_limiter",
     "orthogonalize",
     "uncorrected_adam",
     "uncorrected_rms",
+    "weight_normalized",
 ]

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_structured.branch import branch
@@ -62,31 +63,33 @@ def accumulate(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> AccumulateState:
-        zero = jnp.zeros((), jnp.int32)
-        total = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
-        return AccumulateState(zero, zero, total, inner.init(params))
+        return AccumulateState(
+            steps=jnp.zeros((), jnp.int32),
+            waiting=jnp.zeros((), jnp.int32),
+            total=jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params),
+            inner=inner.init(params),
+        )
 
     def update(
         updates: Any, state: AccumulateState, params: Any = None, **extra: Any
     ) -> tuple[Any, AccumulateState]:
-        # Functions among the extra arguments are no operands of a branch; arrays must be.
-        traced, static = _arrays(extra)
+        # Arrays must be operands of the branch; functions and mere shapes cannot be.
+        traced, static = _arrays({"params": params, **extra})
 
-        def step(updates: Any, total: Any, state: Any, params: Any, traced: Any) -> Any:
+        def step(updates: Any, total: Any, state: Any, traced: Any) -> Any:
             mean = jax.tree.map(lambda s, g: (s / every).astype(g.dtype), total, updates)
-            stepped, state = inner.update(mean, state, params, **traced, **static)
+            rest = {**traced, **static}
+            stepped, state = inner.update(mean, state, rest.pop("params"), **rest)
             stepped = jax.tree.map(lambda u, g: u.astype(g.dtype), stepped, updates)
             return stepped, jax.tree.map(jnp.zeros_like, total), state
 
-        def wait(updates: Any, total: Any, state: Any, params: Any, traced: Any) -> Any:
-            del params, traced
+        def wait(updates: Any, total: Any, state: Any, traced: Any) -> Any:
+            del traced
             return jax.tree.map(jnp.zeros_like, updates), total, state
 
         total = jax.tree.map(lambda s, g: s + g.astype(s.dtype), state.total, updates)
         due = state.waiting + 1 == every
-        updates, total, inner_state = branch(
-            due, step, wait, updates, total, state.inner, params, traced
-        )
+        updates, total, inner_state = branch(due, step, wait, updates, total, state.inner, traced)
         return updates, AccumulateState(
             steps=jnp.where(due, optax.safe_increment(state.steps), state.steps),
             waiting=jnp.where(due, 0, state.waiting + 1),
@@ -97,13 +100,11 @@ def accumulate(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _arrays(extra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Extra arguments that hold arrays only, and the others."""
+def _arrays(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments that hold arrays only, and the others."""
 
-    def traceable(value: Any) -> bool:
-        return all(
-            hasattr(x, "dtype") or isinstance(x, float | int) for x in jax.tree.leaves(value)
-        )
+    def is_array(x: Any) -> bool:
+        return isinstance(x, jax.Array | np.ndarray | np.generic | float | int)
 
-    traced = {name: value for name, value in extra.items() if traceable(value)}
-    return traced, {name: value for name, value in extra.items() if name not in traced}
+    traced = {name: x for name, x in arguments.items() if all(map(is_array, jax.tree.leaves(x)))}
+    return traced, {name: x for name, x in arguments.items() if name not in traced}

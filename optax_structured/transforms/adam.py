@@ -51,7 +51,7 @@ def uncorrected_adam(
         del params
         first, second, floor = (now(x, state) for x in (b1, b2, eps))
         mu, nu = _moments(updates, state, first, second)
-        directions = jax.tree.map(lambda m, v, g: _divided(m, v, floor, g), mu, nu, updates)
+        directions = jax.tree.map(lambda m, v, g: divided(m, v, floor, g), mu, nu, updates)
         return directions, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
 
     def init(params: Any) -> optax.ScaleByAdamState:
@@ -118,7 +118,7 @@ def debiased_adam(
         mu, nu = _moments(updates, state, first, second)
 
         def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
-            return _divided(m / mean.astype(m.dtype), v / square.astype(v.dtype), floor, g)
+            return divided(m / mean.astype(m.dtype), v / square.astype(v.dtype), floor, g)
 
         directions = jax.tree.map(direction, mu, nu, updates)
         return directions, DebiasedAdamState(tick(state.clock), mean, square, mu, nu)
@@ -226,6 +226,13 @@ def average(before: jax.Array, new: Any, decay: Any) -> jax.Array:
     return keep * before + (1 - keep) * new
 
 
+def divided(mean: jax.Array, square: jax.Array, eps: Any, gradient: jax.Array) -> jax.Array:
+    """Adam's direction, in the dtype of the gradient."""
+    root = jnp.sqrt(square) + jnp.asarray(eps, square.dtype)
+    # An entry without any gradient so far is 0/0 when eps is 0: it stays where it is.
+    return (mean / jnp.where(root == 0, 1, root)).astype(gradient.dtype)
+
+
 def _check_adam(b1: Any, b2: Any, eps: Any) -> None:
     check_fraction("b1", b1)
     check_fraction("b2", b2)
@@ -243,9 +250,3 @@ def _moments(updates: Any, state: Any, b1: Any, b2: Any) -> tuple[Any, Any]:
     wide = jax.tree.map(lambda m, g: g.astype(m.dtype), state.mu, updates)
     mu = jax.tree.map(lambda m, g: average(m, g, b1), state.mu, wide)
     return mu, jax.tree.map(lambda v, g: average(v, jnp.square(g), b2), state.nu, wide)
-
-
-def _divided(mean: jax.Array, square: jax.Array, eps: Any, gradient: jax.Array) -> jax.Array:
-    root = jnp.sqrt(square) + jnp.asarray(eps, square.dtype)
-    # An entry without any gradient so far is 0/0 when eps is 0: it stays where it is.
-    return (mean / jnp.where(root == 0, 1, root)).astype(gradient.dtype)

@@ -16,30 +16,48 @@ from jax.sharding import PartitionSpec as P
 Spec = tuple[tuple[str, ...], ...]  # the mesh axes of each axis of an array
 
 
-def product(a: jax.Array, b: jax.Array, precision: Any = None) -> jax.Array:
+def product(
+    a: jax.Array,
+    b: jax.Array,
+    precision: Any = None,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+) -> jax.Array:
     """The matrix product over the last two axes, accumulated in float32 at least.
 
+    Either operand may be read transposed, without an operation that says so: XLA chooses among its
+    kernels for narrow types before it folds transposes into products.
+
     On an explicit mesh the smaller operand moves where the two disagree, and the result keeps the
-    row axis of `a` and the column axis of `b` where they were.
+    rows of the first and the columns of the second where they were.
     """
     dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
-    if not on_explicit_mesh(a, b):
-        return jnp.matmul(a, b, precision=precision, preferred_element_type=dtype)
-    first, second = spec_of(a), spec_of(b)
-    lead = a.size >= b.size
-    batch, inner = (first[:-2], first[-1]) if lead else (second[:-2], second[-2])
-    taken = set(sum(batch, ()))
-    rows, cols = (_without(x, taken | set(inner)) for x in (first[-2], second[-1]))
-    if lead:
-        cols = _without(cols, set(rows))
-    else:
-        rows = _without(rows, set(cols))
-    return jnp.matmul(
-        move(a, (*batch, rows, inner)),
-        move(b, (*batch, inner, cols)),
+    a_rows, a_inner = (-1, -2) if transpose_a else (-2, -1)
+    b_inner, b_cols = (-1, -2) if transpose_b else (-2, -1)
+    out = None
+    if on_explicit_mesh(a, b):
+        first, second = spec_of(a), spec_of(b)
+        lead = a.size >= b.size
+        batch, inner = (first[:-2], first[a_inner]) if lead else (second[:-2], second[b_inner])
+        taken = {*sum(batch, ()), *inner}
+        rows, cols = (_without(x, taken) for x in (first[a_rows], second[b_cols]))
+        if lead:
+            cols = _without(cols, set(rows))
+        else:
+            rows = _without(rows, set(cols))
+        a = move(a, (*batch, inner, rows) if transpose_a else (*batch, rows, inner))
+        b = move(b, (*batch, cols, inner) if transpose_b else (*batch, inner, cols))
+        out = P(*(axis or None for axis in (*batch, rows, cols)))
+    batch_axes = tuple(range(a.ndim - 2))
+    contracted = ((a.ndim + a_inner,), (b.ndim + b_inner,))
+    return jax.lax.dot_general(
+        a.astype(jnp.promote_types(a.dtype, b.dtype)),
+        b.astype(jnp.promote_types(a.dtype, b.dtype)),
+        (contracted, (batch_axes, batch_axes)),
         precision=precision,
         preferred_element_type=dtype,
-        out_sharding=P(*(axis or None for axis in (*batch, rows, cols))),
+        out_sharding=out,
     )
 
 

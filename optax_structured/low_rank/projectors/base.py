@@ -61,38 +61,64 @@ class Projector(abc.ABC):
 
     @abc.abstractmethod
     def factors(self, frame: Frame, basis: Basis) -> Factors:
-        """What `project` and `lift` read; for one-sided projectors the matrix P."""
+        """What `project` and `lift` read."""
 
     @abc.abstractmethod
-    def project(self, frame: Frame, factors: Factors, gradient: jax.Array) -> jax.Array:
-        """The low-rank leaf of an oriented gradient."""
+    def project(self, frame: Frame, factors: Factors, matrix: jax.Array) -> jax.Array:
+        r"""The low-rank leaf of a leaf seen as matrices, (\*batch, m, n)."""
 
     @abc.abstractmethod
     def lift(self, frame: Frame, factors: Factors, low: jax.Array) -> jax.Array:
-        """The oriented update of a low-rank leaf."""
+        r"""The matrices, (\*batch, m, n), of a low-rank leaf."""
 
 
 class OneSided(Projector):
-    r"""Projectors with one matrix: :math:`R = P^\top G` and back :math:`P N`."""
+    r"""Projectors with one matrix: :math:`R = P^\top G` and back :math:`P N`.
+
+    What is stored is :math:`P^\top`, (\*batch, rank, size): both products then read leaf, basis and
+    R in an order that needs no copy, on either side, and all low-rank state is rank-major.
+    """
+
+    def fit(
+        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, key: Any
+    ) -> jax.Array:
+        r"""`refit` of a stored matrix: P, (\*batch, size, rank), from the one before."""
+        raise NotImplementedError
+
+    def refit(
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+    ) -> Basis:
+        return transpose(self.fit(frame, transpose(basis), gradient, fitted, key))
 
     def low_shape(self, frame: Frame) -> tuple[int, ...]:
         return (*frame.batch, frame.rank, frame.length)  # type: ignore[arg-type]
 
     def init(self, frame: Frame, dtype: Any) -> Basis:
-        return jnp.zeros((*frame.batch, frame.size, frame.rank), dtype)
+        return jnp.zeros((*frame.batch, frame.rank, frame.size), dtype)
 
     def factors(self, frame: Frame, basis: Basis) -> jax.Array:
-        return basis
+        r""":math:`P^\top`, (\*batch, rank, size)."""
+        return basis  # type: ignore[no-any-return]
 
-    def project(self, frame: Frame, factors: Factors, gradient: jax.Array) -> jax.Array:
-        return product(transpose(_narrow(factors, gradient)), gradient)
+    def matrix(self, frame: Frame, basis: Basis) -> jax.Array:
+        r"""P, (\*batch, size, rank)."""
+        return transpose(self.factors(frame, basis))
+
+    def project(self, frame: Frame, factors: Factors, matrix: jax.Array) -> jax.Array:
+        return product(_narrow(factors, matrix), matrix, transpose_b=frame.side == "cols")
 
     def lift(self, frame: Frame, factors: Factors, low: jax.Array) -> jax.Array:
-        return product(_narrow(factors, low), low)
+        factors = _narrow(factors, low)
+        first, second = (low, factors) if frame.side == "cols" else (factors, low)
+        if jnp.finfo(low.dtype).bits >= 32:
+            return product(first, second, transpose_a=True)
+        # XLA's CPU has no product of narrow types whose left operand is transposed, and would widen
+        # them all: the left one, which is small, is written out.
+        return product(jax.lax.optimization_barrier(transpose(first)), second)
 
     def overlap(self, frame: Frame, old: Basis, new: Basis) -> jax.Array:
         r"""(\*batch, rank, rank): :math:`P_{new}^\top P_{old}`."""
-        return product(transpose(self.factors(frame, new)), self.factors(frame, old))
+        return product(self.factors(frame, new), self.factors(frame, old), transpose_b=True)
 
 
 def transpose(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.projectors import cosines
-from optax_structured.low_rank.projectors.base import Basis, OneSided, widest
+from optax_structured.low_rank.projectors.base import Basis, OneSided, transpose, widest
 from optax_structured.low_rank.projectors.orthonormal import magnitude
 from optax_structured.trees import Axes
 from optax_structured.trees.placement import like, whole_matrices
@@ -88,7 +88,7 @@ class DCT(OneSided):
         return like(jnp.sort(chosen, axis=-1).astype(jnp.int32), basis)
 
     def factors(self, frame: Frame, basis: Basis) -> jax.Array:
-        return cosines.columns(frame.size, basis, self._kind(frame), widest())
+        return transpose(cosines.columns(frame.size, basis, self._kind(frame), widest()))
 
     def overlap(self, frame: Frame, old: Basis, new: Basis) -> jax.Array:
         return (new[..., :, None] == old[..., None, :]).astype(widest())

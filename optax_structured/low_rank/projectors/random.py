@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import Basis, OneSided, check_count, widest
+from optax_structured.low_rank.projectors.base import Basis, OneSided, check_count, transpose, widest
 from optax_structured.low_rank.projectors.orthonormal import householder
 
 
@@ -74,4 +74,5 @@ class RandomProjection(OneSided):
 
         normal = jax.vmap(draw)(basis.reshape(-1), jnp.arange(frame.count))
         normal = normal.reshape(*frame.batch, *normal.shape[1:]).astype(widest())
-        return householder(normal) if self.orthonormal else normal / normal.shape[-1] ** 0.5
+        matrix = householder(normal) if self.orthonormal else normal / normal.shape[-1] ** 0.5
+        return transpose(matrix)

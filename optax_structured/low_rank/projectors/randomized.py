@@ -1,11 +1,12 @@
 """A randomised SVD, drawn anew at each fit."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
 from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import Basis, OneSided, check_count, transpose
+from optax_structured.low_rank.projectors.base import OneSided, check_count, transpose
 from optax_structured.low_rank.projectors.orthonormal import (
     HIGHEST,
     fix_signs,
@@ -54,11 +55,11 @@ class RandomizedRange(OneSided):
         check_count("oversampling", self.oversampling, 0)
         check_count("power", self.power, 0)
 
-    def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
-    ) -> Basis:
+    def fit(
+        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, key: Any
+    ) -> jax.Array:
         del fitted
-        rank = basis.shape[-1]
+        rank = matrix.shape[-1]
         columns = min(rank + self.oversampling, frame.size, frame.length)
         q = householder(sketch(gradient, columns, key))
         q = jax.lax.fori_loop(
@@ -66,4 +67,4 @@ class RandomizedRange(OneSided):
         )
         small = product(transpose(q / magnitude(gradient)), gradient)
         u = leading(product(small, transpose(small), HIGHEST), rank)
-        return like(fix_signs(product(q, u, HIGHEST)).astype(basis.dtype), basis)
+        return like(fix_signs(product(q, u, HIGHEST)).astype(matrix.dtype), matrix)

@@ -1,13 +1,14 @@
 """Subspace iteration, warm from the basis before: what SVD gives at a small part of its cost."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from optax_structured.branch import branch
 from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import Basis, OneSided, check_count
+from optax_structured.low_rank.projectors.base import OneSided, check_count
 from optax_structured.low_rank.projectors.orthonormal import (
     ORTHONORMALIZE,
     Orthonormalize,
@@ -61,12 +62,12 @@ class SubspaceIteration(OneSided):
         check_count("cold_iterations", self.cold_iterations, 1)
         check_orthonormalize(self.orthonormalize)
 
-    def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
-    ) -> Basis:
+    def fit(
+        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, key: Any
+    ) -> jax.Array:
         orthonormalize = ORTHONORMALIZE[self.orthonormalize]
         between = self.orthonormalize == "cholesky"
-        old = basis.astype(gradient.dtype)
+        old = matrix.astype(gradient.dtype)
 
         # One loop for both cases, its length known only when it runs: one QR to compile.
         turns = jnp.where(fitted, self.iterations, self.cold_iterations)
@@ -76,7 +77,7 @@ class SubspaceIteration(OneSided):
             return jnp.where((i < turns)[..., None, None], new, q)
 
         start = branch(jnp.any(~fitted), _cold, _warm, old, gradient, fitted, key)
-        return jax.lax.fori_loop(0, jnp.max(turns, initial=0), turn, start).astype(basis.dtype)
+        return jax.lax.fori_loop(0, jnp.max(turns, initial=0), turn, start).astype(matrix.dtype)
 
 
 def _cold(old: jax.Array, gradient: jax.Array, fitted: jax.Array, key: jax.Array) -> jax.Array:

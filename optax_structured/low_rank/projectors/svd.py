@@ -1,12 +1,13 @@
 """The exact projector: leading singular vectors."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import Basis, OneSided
+from optax_structured.low_rank.projectors.base import OneSided
 from optax_structured.low_rank.projectors.orthonormal import fix_signs
 from optax_structured.trees.placement import like, whole_matrices
 
@@ -34,9 +35,9 @@ class SVD(OneSided):
     those of the library and the trajectory depends on them from the second fit on.
     """
 
-    def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
-    ) -> Basis:
+    def fit(
+        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, key: Any
+    ) -> jax.Array:
         del fitted, key
         u, _, _ = jnp.linalg.svd(whole_matrices(gradient), full_matrices=False)
-        return like(fix_signs(u[..., : frame.rank]).astype(basis.dtype), basis)
+        return like(fix_signs(u[..., : frame.rank]).astype(matrix.dtype), matrix)

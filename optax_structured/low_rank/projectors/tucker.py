@@ -119,15 +119,15 @@ class Tucker(Projector):
     def factors(self, frame: Frame, basis: Matrices) -> Matrices:
         return basis
 
-    def project(self, frame: Frame, factors: Matrices, gradient: jax.Array) -> jax.Array:
-        return _fold(_tensor(frame, gradient), factors)
+    def project(self, frame: Frame, factors: Matrices, matrix: jax.Array) -> jax.Array:
+        return _fold(_tensor(frame, frame.turn(matrix)), factors)
 
     def lift(self, frame: Frame, factors: Matrices, low: jax.Array) -> jax.Array:
         tensor = _fold(low, tuple(transpose(factor) for factor in factors))
         batch, compressed = _split(frame.axes, frame.shape)
         order = batch + compressed
         inverse = tuple(order.index(axis) for axis in range(len(order)))
-        return frame.orient(jnp.transpose(tensor, inverse))
+        return frame.axes.to_matrix(jnp.transpose(tensor, inverse))
 
 
 def fractional_rank(sizes: Sequence[int], fraction: float) -> tuple[int, ...]:
@@ -163,9 +163,9 @@ def _fold(tensor: jax.Array, factors: Matrices, skip: int | None = None) -> jax.
     for k, factor in enumerate(factors):
         if k != skip:
             axis = k - len(factors)
-            ones = (1,) * (len(factors) - 2)
-            wide = factor.reshape(*factor.shape[:-2], *ones, *factor.shape[-2:])
-            folded = product(jnp.moveaxis(tensor, axis, -1), wide)
+            last = jnp.moveaxis(tensor, axis, -1)
+            rows = last.reshape(*factor.shape[:-2], -1, last.shape[-1])
+            folded = product(rows, factor).reshape(*last.shape[:-1], factor.shape[-1])
             tensor = jnp.moveaxis(folded, -1, axis)
     return tensor
 

@@ -60,8 +60,8 @@ class TwoSided(Projector):
     def factors(self, frame: Frame, basis: Sides) -> Sides:
         return basis
 
-    def project(self, frame: Frame, factors: Sides, gradient: jax.Array) -> jax.Array:
-        return product(product(transpose(factors.left), gradient), factors.right)
+    def project(self, frame: Frame, factors: Sides, matrix: jax.Array) -> jax.Array:
+        return product(product(transpose(factors.left), frame.turn(matrix)), factors.right)
 
     def lift(self, frame: Frame, factors: Sides, low: jax.Array) -> jax.Array:
-        return product(product(factors.left, low), transpose(factors.right))
+        return frame.turn(product(product(factors.left, low), transpose(factors.right)))

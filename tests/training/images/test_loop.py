@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from optax_structured import diagnostics as dx
-from optax_structured.training import config, data, loop
-from optax_structured.training.experiment import Experiment
+from optax_structured.training.images import config, data, loop
+from optax_structured.training.images.experiment import Experiment
 
 
 @functools.cache

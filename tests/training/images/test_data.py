@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_structured.training import data
+from optax_structured.training.images import data
 
 
 def write_idx(path, array, *, magic=b"\0\0\x08", cut=0):

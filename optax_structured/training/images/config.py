@@ -1,14 +1,12 @@
 """The exact configuration of a run: made once, checked once, stored with the run."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 from optax_structured.checks import check_fraction, check_nonnegative, check_positive
-from optax_structured.training import data, recipes_table
-
-FILE = "config.json"
+from optax_structured.training import folder
+from optax_structured.training.images import data, recipes_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,26 +48,10 @@ class Config:
                 f"has {self.epochs} epochs), got {', '.join(map(str, self.milestones))}"
             )
 
-    def save(self, folder: pathlib.Path) -> None:
-        """Writes `config.json`."""
-        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
-
-def load(folder: pathlib.Path) -> Config:
-    """The configuration of a run folder.
-
-    Raises:
-      FileNotFoundError: not a run folder.
-      ValueError: the file is damaged.
-    """
-    path = folder / FILE
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no {FILE}")
-    try:
-        fields = json.loads(path.read_text())
-        return Config(**{**fields, "milestones": tuple(fields["milestones"])})
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not the configuration of a run ({error})") from error
+def load(path: pathlib.Path) -> Config:
+    """The configuration of a run folder; raises as `stored_fields`."""
+    return folder.load_config(path, Config)
 
 
 def make(given: dict[str, Any], train_size: int) -> Config:
@@ -115,19 +97,9 @@ def make(given: dict[str, Any], train_size: int) -> Config:
 
 def check_same(stored: Config, given: dict[str, Any]) -> None:
     """Raises ValueError unless every option that was given is what the stored run has."""
-    ours = dataclasses.asdict(stored)
     if given.get("stages") is not None:
         given = {**given, "milestones": _equal_stages(stored.epochs, given["stages"])}
-    differing = [
-        f"{key} is {ours[key]!r} there and {value!r} here"
-        for key, value in given.items()
-        if value is not None and key not in ("data_dir", "stages") and ours[key] != value
-    ]
-    if differing:
-        raise ValueError(
-            f"a run is resumed with its own configuration: {'; '.join(differing)}; leave these "
-            "options out, or start a new run with another --out"
-        )
+    folder.check_same(stored, given, ignoring=("data_dir", "stages"))
 
 
 def _equal_stages(epochs: int, stages: int) -> tuple[int, ...]:

@@ -13,9 +13,9 @@ import optax
 from optax_structured import diagnostics
 from optax_structured.proximal import Stages, prox_point
 from optax_structured.regularizers import NuclearNorm
-from optax_structured.training import models, recipes_table
-from optax_structured.training.config import Config
-from optax_structured.training.data import Images
+from optax_structured.training.images import models, recipes_table
+from optax_structured.training.images.config import Config
+from optax_structured.training.images.data import Images
 from optax_structured.trees import named_leaves, resolve
 
 _TEST_BATCH = 500

@@ -1,6 +1,5 @@
 """Recipes by name, with the hyperparameters and the protocol of their published runs."""
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import optax
 from optax_structured.proximal import Exact, ProximalGradient, Stages, restart_at
 from optax_structured.recipes import prox_adam, prox_sgd, prox_ssi, ramda, rmda
 from optax_structured.regularizers import L1, GroupLasso, NuclearNorm, presets
+from optax_structured.training.names import check_known
 from optax_structured.trees import Rules, rules
 
 REGULARIZERS = ("group_lasso", "l1", "nuclear", "none")
@@ -113,11 +113,8 @@ def find(name: str) -> Recipe:
     Raises:
       ValueError: there is none; lists them all, and the nearest.
     """
-    if name in RECIPES:
-        return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, 1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}{hint}")
+    check_known("recipe", name, RECIPES)
+    return RECIPES[name]
 
 
 def published(name: str, regularizer: str, last_stage: int) -> Hyperparameters:

@@ -1,6 +1,5 @@
 """The run: epochs of compiled steps, metrics, and a folder that can be continued."""
 
-import csv
 import pathlib
 import time
 from collections.abc import Callable
@@ -10,7 +9,8 @@ import jax
 import numpy as np
 
 from optax_structured.training.checkpoint import Checkpoints
-from optax_structured.training.experiment import Experiment, State
+from optax_structured.training.folder import check_empty, read_table, save_config, write_table
+from optax_structured.training.images.experiment import Experiment, State
 
 METRICS, STRIPS = "metrics.csv", "strips.npz"
 _FIRST_COLUMNS = ("epoch", "step", "loss", "accuracy", "point_accuracy")
@@ -58,7 +58,7 @@ def train(
     if not resume:
         check_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config.save(folder)
+        save_config(config, folder)
     state, done = experiment.init(), 0
     rows: list[Row] = []
     strips: Strips = {}
@@ -121,20 +121,8 @@ def _structure(experiment: Experiment, state: State) -> Row:
     return {name: float(value) for name, value in jax.device_get(found).items()}
 
 
-def check_empty(folder: pathlib.Path) -> None:
-    """Raises FileExistsError unless a new run can begin in this folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} exists and is not empty: give another --out, or continue what is in it "
-            f"with --resume {folder}"
-        )
-
-
 def _write(folder: pathlib.Path, rows: list[Row], strips: Strips) -> None:
-    with open(folder / METRICS, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(folder / METRICS, rows)
     arrays: dict[str, Any] = {path: np.stack(strip) for path, strip in strips.items()}
     np.savez_compressed(folder / STRIPS, **arrays)
 
@@ -143,12 +131,7 @@ def _read(folder: pathlib.Path, epochs: int) -> tuple[list[Row], Strips]:
     """The metrics of the first epochs; later ones are from after the checkpoint."""
     if not epochs:
         return [], {}
-    with open(folder / METRICS, newline="") as file:
-        rows = [{name: _number(x) for name, x in row.items()} for row in csv.DictReader(file)]
+    rows = read_table(folder / METRICS)
     with np.load(folder / STRIPS) as arrays:
         strips = {path: list(arrays[path][:epochs]) for path in arrays.files}
     return rows[:epochs], strips
-
-
-def _number(text: str) -> float:
-    return int(text) if text.isdecimal() else float(text)

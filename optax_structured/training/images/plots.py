@@ -2,38 +2,19 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from optax_structured.report import Row, measure
+from optax_structured.training.style import COLOURS, GREY, STYLE, figure_of
 
 Strips = Mapping[str, Sequence[np.ndarray]]
 
-_DEAD, _ALIVE, _INK, _GREY = "#efe6d2", "#12525e", "#22313a", "#8a949a"
-_COLOURS = ("#12525e", "#d1603d", "#7a5195", "#4f8f3a", "#c9a227", "#5b6670")
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _GREY,
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "figure.dpi": 130,
-    "font.size": 10,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
+_DEAD, _ALIVE = "#efe6d2", "#12525e"
 
 
 def draw_training(
@@ -42,21 +23,21 @@ def draw_training(
     """Loss, test accuracy and structure over the steps, of W and of the prox point."""
     key, name = measure(regularizer)
     steps = [row["step"] for row in rows]
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(title, 7.5, 7.5)
+    with matplotlib.rc_context(STYLE):
+        figure = figure_of(title, 7.5, 7.5)
         axes = figure.subplots(3, 1, sharex=True)
         panels = (("training loss", "loss"), ("test accuracy", "accuracy"), (name, key))
         for ax, (heading, column) in zip(axes, panels, strict=True):
             ax.set_title(heading)
-            ax.plot(steps, [row[column] for row in rows], color=_COLOURS[0], label="parameters W")
+            ax.plot(steps, [row[column] for row in rows], color=COLOURS[0], label="parameters W")
             if column == "loss":
                 ax.set_yscale("log")
             else:
                 point = [row[f"point_{column}"] for row in rows]
-                ax.plot(steps, point, color=_COLOURS[1], ls="--", label="prox point Ŵ")
+                ax.plot(steps, point, color=COLOURS[1], ls="--", label="prox point Ŵ")
                 ax.yaxis.set_major_formatter(PercentFormatter(1.0))
             for milestone in milestones:
-                ax.axvline(milestone, color=_GREY, lw=0.8, ls=":")
+                ax.axvline(milestone, color=GREY, lw=0.8, ls=":")
         axes[1].legend(loc="lower right")
         axes[2].set_ylim(-0.02, 1.02)
         axes[2].set_xlabel("step (dotted: next stage)" if milestones else "step")
@@ -69,10 +50,10 @@ def draw_layers(
     """One heat-map a layer: which of its inputs (or singular values) live, epoch by epoch."""
     pieces = "singular values" if regularizer == "nuclear" else "inputs"
     colours = LinearSegmentedColormap.from_list("life", [_DEAD, _ALIVE])
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         layers = _in_order(strips)
         heights = [min(1.0, max(0.2, len(strip[0]) / 16)) for _, strip in layers]
-        figure = _figure(title, 7.5, 0.9 + 0.45 * len(layers) + 1.15 * sum(heights))
+        figure = figure_of(title, 7.5, 0.9 + 0.45 * len(layers) + 1.15 * sum(heights))
         axes = figure.subplots(len(layers), 1, sharex=True, squeeze=False, height_ratios=heights)
         for ax, (name, strip) in zip(axes[:, 0], layers, strict=True):
             life = np.stack(strip, axis=1)  # (pieces, epochs)
@@ -90,7 +71,7 @@ def draw_layers(
             ax.set_title(f"{name}:  {left} of {len(life)} {pieces} left")
             ax.set_yticks([0, len(life)])
             for milestone in milestones:
-                ax.axvline(milestone, color=_COLOURS[1], lw=0.9, ls=":")
+                ax.axvline(milestone, color=COLOURS[1], lw=0.9, ls=":")
         handles = [Patch(color=colour) for colour in (_ALIVE, _DEAD)]
         figure.legend(handles, ["alive in Ŵ", "exactly zero"], loc="outside lower center", ncols=2)
         axes[-1, 0].set_xlabel(f"epoch; {pieces} ordered by how long they live")
@@ -111,14 +92,14 @@ def draw_comparison(
         (f"{name} of W", key),
         (f"{name} of Ŵ", f"point_{key}"),
     )
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(title, 12.5, 4.2)
+    with matplotlib.rc_context(STYLE):
+        figure = figure_of(title, 12.5, 4.2)
         axes = figure.subplots(1, 3)
         for ax, (heading, column) in zip(axes, panels, strict=True):
             ax.set_title(heading)
             finals = []
             for i, (recipe, seeds) in enumerate(runs.items()):
-                colour, width = _COLOURS[i % len(_COLOURS)], 1.3 + 0.5 * (len(runs) - 1 - i)
+                colour, width = COLOURS[i % len(COLOURS)], 1.3 + 0.5 * (len(runs) - 1 - i)
                 values = np.array([[row[column] for row in rows] for rows in seeds])
                 steps = [row["step"] for row in seeds[0]]
                 # Earlier lines are wider, so that those which coincide can all be seen.
@@ -128,7 +109,7 @@ def draw_comparison(
                 )
                 finals.append(values[:, -max(1, values.shape[1] * 3 // 4) :])
             for milestone in milestones:
-                ax.axvline(milestone, color=_GREY, lw=0.8, ls=":")
+                ax.axvline(milestone, color=GREY, lw=0.8, ls=":")
             ax.yaxis.set_major_formatter(PercentFormatter(1.0))
             ax.set_xlabel("step")
             if column == "accuracy":  # the first quarter of a run would flatten the rest
@@ -143,10 +124,3 @@ def draw_comparison(
 def _in_order(strips: Strips) -> list[tuple[str, Sequence[np.ndarray]]]:
     """Convolutions before dense layers, as in the networks here."""
     return sorted(strips.items(), key=lambda item: (not item[0].startswith("Conv"), item[0]))
-
-
-def _figure(title: str, width: float, height: float) -> Figure:
-    """Without pyplot: a notebook keeps its own backend, and a server needs no display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    return figure

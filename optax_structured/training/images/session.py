@@ -1,5 +1,6 @@
 """What the commands do: one run with its report, or several side by side."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from optax_structured import report
-from optax_structured.training import config, data, loop, plots
-from optax_structured.training.config import Config
-from optax_structured.training.experiment import Experiment
+from optax_structured.training.folder import CONFIG, check_empty
+from optax_structured.training.images import config, data, loop, plots
+from optax_structured.training.images.config import Config
+from optax_structured.training.images.experiment import Experiment
+
+OPTIONS = frozenset({field.name for field in dataclasses.fields(Config)} | {"stages"})
 
 
 def new(given: Mapping[str, Any]) -> Experiment:
@@ -28,6 +32,12 @@ def stored(folder: pathlib.Path, given: Mapping[str, Any]) -> Experiment:
     return Experiment(found, data.load(found.data, given.get("data_dir") or found.data_dir))
 
 
+def default_name(experiment: Experiment) -> str:
+    """The run folder in runs/."""
+    chosen = experiment.config
+    return f"{chosen.recipe}-{chosen.model}-{chosen.data}-{chosen.seed}"
+
+
 def run(
     experiment: Experiment,
     folder: pathlib.Path,
@@ -40,7 +50,11 @@ def run(
     chosen = experiment.config
     label = f"{chosen.recipe} {chosen.seed}"
     total = chosen.epochs * experiment.steps_per_epoch
-    with report.progress(console, label, total, chosen.regularizer) as watch:
+
+    def describe(row: report.Row) -> str:
+        return report.structure_line(row, chosen.regularizer)
+
+    with report.progress(console, label, total, describe) as watch:
         return loop.train(experiment, folder, resume=resume, stop_after=stop_after, watch=watch)
 
 
@@ -79,14 +93,14 @@ def compare(
     `resume`, finished runs are read and unfinished ones continued.
     """
     if not resume:
-        loop.check_empty(folder)
+        check_empty(folder)
     runs: dict[str, list[list[loop.Row]]] = {}
     for experiment in experiments:
         runs[experiment.config.recipe] = of_recipe = []
         for seed in seeds:
             seeded = experiment.for_seed(seed)
             one = folder / f"{seeded.config.recipe}-{seed}"
-            started = (one / config.FILE).exists()
+            started = (one / CONFIG).exists()
             if started:
                 config.check_same(config.load(one), vars(seeded.config))
             of_recipe.append(run(seeded, one, console, resume=started).rows)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tolerances import reordered
 
-from optax_structured.training import models
+from optax_structured.training.images import models
 
 
 @pytest.mark.parametrize("padding", [0, 1])

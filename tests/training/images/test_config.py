@@ -6,7 +6,8 @@ import jax
 import pytest
 
 import optax_structured as oxs
-from optax_structured.training import config, recipes_table
+from optax_structured.training import folder
+from optax_structured.training.images import config, recipes_table
 
 
 def make(**given):
@@ -73,7 +74,7 @@ def test_bad_options_are_sentences(given, sentence):
 
 def test_round_trip_and_resuming_with_other_options(tmp_path):
     chosen = make(seed=3)
-    chosen.save(tmp_path)
+    folder.save_config(chosen, tmp_path)
     assert config.load(tmp_path) == chosen
     config.check_same(chosen, {"seed": 3, "epochs": None, "data_dir": "elsewhere", "stages": 5})
     with pytest.raises(ValueError, match="seed is 3 there and 4 here; leave these options out"):

@@ -1,0 +1,86 @@
+"""What the subcommands share: errors as sentences, lists of numbers, words of help."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+Number = TypeVar("Number", int, float)
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[Console]:
+    """Says what the user can mend in one sentence; anything else keeps its traceback."""
+    console = Console(highlight=False)
+    try:
+        yield console
+    except (ValueError, OSError, FloatingPointError) as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
+        raise typer.Exit(2) from error
+
+
+@contextlib.contextmanager
+def interruptible(console: Console, advice: str) -> Iterator[None]:
+    """Ctrl-C leaves with what to do next."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(escape(f"Stopped. {advice}"))
+        raise typer.Exit(130) from None
+
+
+def option(text: str, *names: str, panel: str | None = None) -> Any:
+    """An option that is None unless given, so that a resumed run can be checked against it."""
+    return typer.Option(*names, help=text, show_default=False, rich_help_panel=panel)
+
+
+def one_of(names: Iterable[str], default: str) -> str:
+    """The choices, for a line of help."""
+    return f"One of {', '.join(names)}; default {default}."
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(
+    given_as: str, text: str | None, kind: Callable[[str], Number]
+) -> tuple[Number, ...] | None:
+    """Numbers separated by commas, of the kind int or float; None where the option is not given."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(number) for number in names(text))
+    except ValueError:
+        word = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{given_as} takes {word} separated by commas, got {text!r}") from None
+
+
+def own_settings(
+    settings: Sequence[str], recipes: Sequence[str], kinds: Mapping[str, Callable[[str], Any]]
+) -> dict[str, dict[str, Any]]:
+    """`RECIPE.NAME=VALUE` as a dictionary a recipe.
+
+    Args:
+      settings: what was given.
+      recipes: names that may be on the left.
+      kinds: what each NAME makes of its text.
+    """
+    own: dict[str, dict[str, Any]] = {name: {} for name in recipes}
+    for setting in settings:
+        target, _, value = setting.partition("=")
+        name, _, field = target.partition(".")
+        if name not in own or field not in kinds:
+            raise ValueError(
+                f"--set {setting}: expected RECIPE.NAME=VALUE with a recipe of "
+                f"{', '.join(recipes)} and a name of {', '.join(kinds)}"
+            )
+        try:
+            own[name][field] = kinds[field](value)
+        except ValueError:
+            raise ValueError(f"--set {setting}: {value!r} is not a number") from None
+    return own

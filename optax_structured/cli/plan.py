@@ -1,0 +1,62 @@
+"""`optax-structured plan`: weights, gradients and optimizer state, before anything is allocated."""
+
+import pathlib
+from typing import Annotated
+
+import jax.numpy as jnp
+import typer
+
+import optax_structured as oxs
+from optax_structured import planning
+from optax_structured.cli.common import option, sentences
+from optax_structured.memory import LLAMA_MODELS
+
+_MODELS = ", ".join(f"llama-{size}" for size in LLAMA_MODELS)
+
+
+def plan(
+    model: Annotated[str | None, typer.Argument(help=f"One of {_MODELS}.")] = None,
+    recipe: Annotated[str, typer.Option(help=f"One of {', '.join(planning.RECIPES)}.")] = "galore",
+    rank: Annotated[
+        int | None, option("Rank of each matrix; default as published, or 128.")
+    ] = None,
+    mesh: Annotated[str | None, option("Devices, as fsdp=8 or fsdp=8,tensor=2.")] = None,
+    params_json: Annotated[
+        pathlib.Path | None, option('Shapes in place of a model: {"path": [512, 512], ...}.')
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of weights and gradients.")] = "float32",
+    stacked: Annotated[
+        bool, typer.Option("--stacked", help="One leaf for all layers, as a scan holds them.")
+    ] = False,
+    plain: Annotated[
+        str | None, option("Pattern of the leaves left plain; default embed|head|norm.")
+    ] = None,
+) -> None:
+    """Print the memory that a model needs under AdamW and under a recipe, on each device too."""
+    with sentences() as console:
+        if (model is None) == (params_json is None):
+            raise ValueError(f"give one of {_MODELS}, or --params-json FILE")
+        kind = _dtype(dtype)
+        if params_json is not None:
+            name, params = params_json.stem, planning.read_params(params_json, kind)
+        else:
+            name, params = str(model), planning.named_model(str(model), kind, stacked=stacked)
+        spec = oxs.LowRank(rank=_published_rank(recipe, model) if rank is None else rank)
+        structure = planning.low_rank_rules(spec, params, plain)
+        made = planning.make_plan(name, params, recipe, structure, planning.parse_mesh(mesh))
+        console.print(planning.render(made))
+
+
+def _published_rank(recipe: str, model: str | None) -> int:
+    if recipe == "apollo_mini":
+        return 1
+    return LLAMA_MODELS[model.lower().removeprefix("llama-")].rank if model else 128
+
+
+def _dtype(name: str) -> jnp.dtype:
+    try:
+        return jnp.dtype(name)
+    except TypeError:
+        raise ValueError(
+            f"--dtype {name}: no such dtype; for example float32 or bfloat16"
+        ) from None

@@ -1,0 +1,257 @@
+"""LDAdam's direction: Adam in a subspace that moves a little at every step."""
+
+import dataclasses
+import functools
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_structured.branch import branch
+from optax_structured.checks import check_fraction, check_nonnegative
+from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.placing import Places
+from optax_structured.low_rank.projectors import SVD, OneSided, SubspaceIteration
+from optax_structured.low_rank.projectors.base import Basis
+from optax_structured.low_rank.refresh import Periodic
+from optax_structured.low_rank.residuals import Drop, Step
+from optax_structured.low_rank.spec import LowRank, completed
+from optax_structured.low_rank.transports import Keep, variance_aware
+from optax_structured.low_rank.wrapper import Projected, plan
+from optax_structured.transforms.adam import average, divided
+from optax_structured.trees import Rules, as_rules, placement
+from optax_structured.trees.precision import at_least_float32, scalar_dtype
+
+
+class LDAdamState(NamedTuple):
+    """State of `scale_by_ldadam`; dictionaries are keyed by the path of the leaf."""
+
+    clock: Clock  # steps since init, for schedules
+    mean: jax.Array  # () float32 or wider: what b1 averages ones to, 1 - b1^t
+    mean_square: jax.Array  # () float32 or wider: the same for b2
+    bases: Any  # of the projected leaves: (*batch, rank, size), new at every step
+    fitted: Any  # of the projected leaves: (*batch,) bool, False until a usable gradient came
+    mu: Any  # (*batch, rank, length), or like the plain leaf: M
+    nu: Any  # as mu: V
+    error: Any  # of the projected leaves, like them: what earlier steps left out
+
+
+@dataclasses.dataclass(frozen=True)
+class SVDStart(SubspaceIteration):
+    """Subspace iteration that begins at the leading singular vectors of the first gradient."""
+
+    def refit(
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+    ) -> Basis:
+        warm = super().refit
+
+        def cold(basis: Basis, gradient: Any, fitted: Any, key: Any) -> Basis:
+            first = SVD().refit(frame, basis, gradient, fitted, key)
+            later = warm(frame, basis, gradient, jnp.ones_like(fitted), key)
+            return jnp.where(fitted[..., None, None], later, first)
+
+        def again(basis: Basis, gradient: Any, fitted: Any, key: Any) -> Basis:
+            return warm(frame, basis, gradient, jnp.ones_like(fitted), key)
+
+        return branch(~jnp.all(fitted), cold, again, basis, gradient, fitted, key)
+
+
+_DEFAULTS = LowRank(
+    rank=1,
+    period=1,
+    projector=SVDStart(),
+    refresh=Periodic(),
+    residual=Drop(),
+    transport=Keep(),
+)
+
+
+def scale_by_ldadam(
+    low_rank: LowRank | Rules,
+    *,
+    b1: ScalarOrSchedule = 0.908,
+    b2: ScalarOrSchedule = 0.99,
+    eps: ScalarOrSchedule = 1e-8,
+    rho: ScalarOrSchedule = 0.908,
+    error_feedback: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam in a subspace that follows momentum and gradient at every step.
+
+    With E what earlier steps left out, :math:`\hat M, \hat V` the debiased moments, and
+    :math:`\bar P` the basis before, each step takes
+
+    .. math::
+        A &= G + E, \qquad B = \rho \bar P \hat M + (1-\rho) A, \qquad
+            P = \operatorname{qr}(B B^\top \bar P) \\
+        C &= P^\top \bar P, \qquad M' = C M, \qquad
+            \hat V' = |(C \circ C)(\hat V - \hat M^2) + (C \hat M)^2| \\
+        E &\leftarrow A - P P^\top A + \tfrac{b_1}{1-b_1}(\bar P M - P M')
+
+    then Adam's averages of :math:`P^\top A` on top of the moved moments, and lifts its direction.
+
+    Args:
+      low_rank: a `LowRank`, or `rules` of them; only rank, axes, projector and dtype apply. Square
+        matrices compress rows where the side is "small", as the published code does.
+      b1: decay of the mean, in [0, 1), a number or schedule.
+      b2: decay of the mean square, in [0, 1), a number or schedule.
+      eps: added to its corrected root, a number or schedule.
+      rho: share of the momentum in what the subspace is fitted to, in [0, 1), a number or schedule.
+      error_feedback: keep E.
+
+    Returns:
+      An element that needs no `params`. Its state is `LDAdamState`.
+
+    Raises:
+      TypeError, ValueError: a value out of range, a `LowRank` with a part that LDAdam prescribes.
+
+    Equals, in rotated coordinates, `optax.scale_by_adam` for a basis that never moves.
+
+    Example: see `ldadam`.
+    """
+    check_fraction("b1", b1)
+    check_fraction("b2", b2)
+    check_nonnegative("eps", eps)
+    check_fraction("rho", rho)
+    table = _prescribed(low_rank)
+
+    def init(params: Any) -> LDAdamState:
+        leaves, dtype = plan(table, params), scalar_dtype(params)
+        scalars = new_clock(), jnp.zeros((), dtype), jnp.zeros((), dtype)
+        if not leaves:  # the placeholder of optax.tree.map_params
+            return LDAdamState(*scalars, *(jnp.zeros(()) for _ in range(5)))
+        bases, fitted, mu, nu, error = ({} for _ in range(5))
+        for name, (leaf, p) in leaves.items():
+            if p is None:
+                mu[name], nu[name] = (jnp.zeros_like(at_least_float32(leaf)) for _ in range(2))
+                continue
+            spec, frame = _left(p)
+            places, wide = Places(frame, leaf), jnp.promote_types(leaf.dtype, jnp.float32)
+            shapes = jax.eval_shape(functools.partial(spec.projector.init, frame, wide))
+            bases[name] = jax.tree.map(places.basis, shapes)
+            fitted[name] = jnp.zeros(frame.batch, bool)
+            low = jax.ShapeDtypeStruct(spec.projector.low_shape(frame), wide)
+            mu[name], nu[name] = places.low(low), places.low(low)
+            if error_feedback:
+                error[name] = placement.zeros(frame.shape, wide, *(places.leaf or ()))
+        return LDAdamState(*scalars, bases, fitted, mu, nu, error)
+
+    def update(
+        updates: Any, state: LDAdamState, params: Any = None, **_: Any
+    ) -> tuple[Any, LDAdamState]:
+        del params
+        leaves = plan(table, updates)
+        if not leaves:
+            return updates, state
+        decays = _Decays(*(now(x, state.clock) for x in (b1, b2, eps, rho)))
+        mean = average(state.mean, 1.0, decays.b1)
+        square = average(state.mean_square, 1.0, decays.b2)
+        # Dictionaries of its own, which the leaves below fill in.
+        new = LDAdamState(tick(state.clock), mean, square, *map(dict, state[3:]))
+        out = {}
+        for name, (leaf, p) in leaves.items():
+            gradient = at_least_float32(leaf)
+            gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
+            if p is None:
+                direction = _adam(new, name, gradient, decays)
+            else:
+                direction = _moved(state, new, *_left(p), gradient, decays)
+            out[name] = placement.like(direction.astype(leaf.dtype), leaf)
+        return jax.tree.unflatten(jax.tree.structure(updates), list(out.values())), new
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Decays(NamedTuple):
+    """The scalars of one step."""
+
+    b1: Any
+    b2: Any
+    eps: Any
+    rho: Any
+
+
+def _moved(
+    old: LDAdamState, new: LDAdamState, spec: Any, frame: Frame, leaf: jax.Array, decays: _Decays
+) -> jax.Array:
+    """The direction of one projected leaf; what it leaves behind goes into the dicts of `new`."""
+    name, projector, places = frame.name, spec.projector, Places(frame, leaf)
+    kept = old.error.get(name)
+    a = frame.axes.to_matrix(leaf if kept is None else leaf + kept)
+
+    def at_hand(basis: Basis) -> Any:
+        return projector.factors(frame, jax.tree.map(places.basis_at_hand, basis))
+
+    before = Step(spec, frame, at_hand(old.bases[name]), a, 1.0, old.clock.count)
+    mu, nu = old.mu[name], old.nu[name]
+    # The weights that the moments hold; before the first step they hold nothing, with any weight.
+    first, second = (
+        jnp.where(total == 0, 1, total).astype(mu.dtype) for total in (old.mean, old.mean_square)
+    )
+    rho = jnp.asarray(decays.rho, a.dtype)
+    target = rho * before.lift(places.low_at_hand(mu / first)) + (1 - rho) * a
+    size = jnp.sum(jnp.abs(target), (-2, -1))
+    usable = jnp.isfinite(size) & (size > 0)
+    key = jax.random.fold_in(jax.random.key(zlib.crc32(name.encode())), old.clock.count)
+    fit = projector.refit(frame, old.bases[name], frame.turn(target), old.fitted[name], key)
+    basis = jax.tree.map(
+        lambda f, b: jnp.where(usable.reshape(*usable.shape, *(1,) * (f.ndim - usable.ndim)), f, b),
+        fit,
+        old.bases[name],
+    )
+    rotation = projector.overlap(frame, old.bases[name], basis)
+    moved, nu = variance_aware(rotation, mu, nu, first, second)
+    step = before._replace(factors=at_hand(basis))
+    low = step.project()
+    new.mu[name] = placement.like(moved, mu)
+    new.nu[name] = placement.like(nu, mu)
+    new.bases[name], new.fitted[name] = basis, old.fitted[name] | usable
+    direction = _adam(new, name, places.low_at_home(low), decays)
+    if kept is not None:
+        share = jnp.asarray(decays.b1, a.dtype) / (1 - jnp.asarray(decays.b1, a.dtype))
+        left = a + before.lift(places.low_at_hand(share * mu)) - step.lift(low + share * moved)
+        new.error[name] = placement.like(frame.axes.from_matrix(left, frame.shape), kept)
+    update = step.lift(places.low_at_hand(direction))
+    return frame.axes.from_matrix(update, frame.shape)
+
+
+def _adam(state: LDAdamState, name: str, gradient: jax.Array, decays: _Decays) -> jax.Array:
+    """One step of Adam on a leaf of `state`, low-rank or plain, whose totals are of this step."""
+    mu = state.mu[name] = average(state.mu[name], gradient, decays.b1)
+    nu = state.nu[name] = average(state.nu[name], jnp.square(gradient), decays.b2)
+    mean, square = mu / state.mean.astype(mu.dtype), nu / state.mean_square.astype(nu.dtype)
+    return divided(mean, square, decays.eps, gradient)
+
+
+def _left(p: Projected) -> tuple[Any, Frame]:
+    """The record and view of a leaf: square matrices compress rows where nothing else is said."""
+    *_, m, n = p.spec.axes.matrix_shape(p.frame.shape)
+    if m != n or p.spec.axes.side != "small":
+        return p.spec, p.frame
+    spec = dataclasses.replace(p.spec, axes=dataclasses.replace(p.spec.axes, side="rows"))
+    return spec, spec.frame(p.frame.name, p.frame.shape)
+
+
+def _prescribed(low_rank: Any) -> Rules:
+    """The table, complete; nothing in it contradicts LDAdam."""
+    table = as_rules(low_rank)
+    for spec in (*(value for _, value in table.pairs), table.default):
+        if not isinstance(spec, LowRank):
+            continue
+        for name in ("refresh", "residual", "transport"):
+            if (given := getattr(spec, name)) is not None:
+                raise ValueError(
+                    f"LDAdam prescribes its {name}, but the LowRank has {name}={given!r}: leave it "
+                    "out, or compose low_rank_projection with debiased_adam"
+                )
+        if spec.period not in (None, 1):
+            raise ValueError(
+                f"LDAdam moves its subspace at every step, but the LowRank has period="
+                f"{spec.period!r}: leave it out, or use galore(..., inner=debiased_adam()), whose "
+                "subspaces stay for a period"
+            )
+        if not isinstance(spec.projector or SVDStart(), OneSided):
+            raise ValueError(f"LDAdam needs a projector with one matrix, got {spec.projector!r}")
+    return completed(low_rank, _DEFAULTS)

@@ -1,0 +1,24 @@
+"""How much memory a transformation takes, exactly and before anything is allocated."""
+
+from optax_structured.memory.accounting import (
+    LeafMemory,
+    MemoryReport,
+    abstract_state,
+    memory_report,
+    state_bytes,
+)
+from optax_structured.memory.formulas import METHODS, published_numbers
+from optax_structured.memory.llama import LLAMA_MODELS, PLAIN_LEAVES, llama
+
+__all__ = [
+    "LLAMA_MODELS",
+    "METHODS",
+    "PLAIN_LEAVES",
+    "LeafMemory",
+    "MemoryReport",
+    "abstract_state",
+    "llama",
+    "memory_report",
+    "published_numbers",
+    "state_bytes",
+]

@@ -1,0 +1,194 @@
+"""The bytes of weights, gradients and optimizer state, leaf by leaf, from abstract shapes."""
+
+import collections
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_structured.memory.formulas import published_numbers
+from optax_structured.trees import as_rules, resolve
+from optax_structured.trees.owners import owned_leaves
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafMemory:
+    """What one parameter and its optimizer state take."""
+
+    path: str
+    shape: Shape
+    dtype: str  # of the parameter
+    rule: str  # the pattern that matched, "default", or "" without rules
+    spec: Any  # what the rules give to the leaf; None where it is plain
+    weight_bytes: int  # a gradient takes the same
+    state_numbers: int  # entries of the state arrays of this leaf, of any dtype
+    state_bytes: int
+    formula_numbers: int | None  # by the published formula; None without a method
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryReport:
+    """What parameters and optimizer state take, per leaf and in total; prints as a table."""
+
+    leaves: tuple[LeafMemory, ...]
+    shared_numbers: int  # state that belongs to no leaf: counters, random keys
+    shared_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(leaf.weight_bytes for leaf in self.leaves)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of one full gradient, which has the dtypes of the parameters."""
+        return self.weight_bytes
+
+    @property
+    def state_numbers(self) -> int:
+        """Entries of all state arrays; times 2 it is comparable to published bfloat16 tables."""
+        return self.shared_numbers + sum(leaf.state_numbers for leaf in self.leaves)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the optimizer state, as `state_bytes(tx, params)`."""
+        return self.shared_bytes + sum(leaf.state_bytes for leaf in self.leaves)
+
+    @property
+    def formula_numbers(self) -> int | None:
+        """Entries by the published formula; None without a method."""
+        numbers = [leaf.formula_numbers for leaf in self.leaves]
+        return None if None in numbers else sum(filter(None, numbers))
+
+    def table(self) -> str:
+        """Plain text, one line a leaf, then what is shared and the total."""
+        heading = ("path", "shape", "dtype", "rule", "rank", *_NUMBERS)
+        rows: list[tuple[str, ...]] = [heading]
+        for x in self.leaves:
+            sizes = (x.weight_bytes, x.weight_bytes, x.state_bytes, x.state_numbers)
+            rank = "" if x.spec is None else str(getattr(x.spec, "rank", x.spec))
+            rows.append(
+                (x.path, str(x.shape), x.dtype, x.rule, rank, *_cells(*sizes, x.formula_numbers))
+            )
+        shared = (None, None, self.shared_bytes, self.shared_numbers, None)
+        rows.append(("shared", "", "", "", "", *_cells(*shared)))
+        total = (self.weight_bytes, self.gradient_bytes, self.state_bytes, self.state_numbers)
+        rows.append(("total", "", "", "", "", *_cells(*total, self.formula_numbers)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            "  ".join(
+                cell.rjust(width) if i >= 5 else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+_NUMBERS = ("weight bytes", "gradient bytes", "state bytes", "state numbers", "by formula")
+
+
+def _cells(*numbers: int | None) -> tuple[str, ...]:
+    return tuple("" if number is None else f"{number:,}" for number in numbers)
+
+
+def _bytes(leaf: Any) -> int:
+    return leaf.size * leaf.dtype.itemsize
+
+
+def _shapes(params: Any) -> Any:
+    """The parameters as `jax.ShapeDtypeStruct`, without their placement."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)), params
+    )
+
+
+def abstract_state(tx: Any, params: Any) -> Any:
+    """The state of a transformation as shapes, whatever mesh the parameters are on."""
+    return jax.eval_shape(tx.init, _shapes(params))
+
+
+def state_bytes(tx: Any, params: Any) -> int:
+    """Bytes of the state of a transformation, exactly, without allocating anything.
+
+    The sum of `size * itemsize` over the leaves of `jax.eval_shape(tx.init, params)`: the `nbytes`
+    of the real state. On several devices see `state_shardings` for what each of them holds.
+
+    Args:
+      tx: any optax transformation.
+      params: parameters, concrete or abstract (`jax.ShapeDtypeStruct`).
+
+    Returns:
+      Bytes, an int.
+
+    >>> import jax.numpy as jnp, optax
+    >>> state_bytes(optax.adam(1e-3), {"kernel": jnp.zeros((4, 3))})  # two moments and a counter
+    100
+    """
+    return sum(map(_bytes, jax.tree.leaves(abstract_state(tx, params))))
+
+
+def memory_report(
+    tx: Any, params: Any, structure: Any = None, *, method: str | None = None
+) -> MemoryReport:
+    """Weights, gradients and optimizer state of each leaf and in total, without allocating.
+
+    Walks the actual state, `jax.eval_shape(tx.init, params)`, and gives each array to the parameter
+    whose path or name its own key path contains.
+
+    Args:
+      tx: any optax transformation.
+      params: parameters, concrete or abstract (`jax.ShapeDtypeStruct`).
+      structure: the `LowRank` or regularizer (or `rules` of them) that `tx` was built with: adds
+        the rule and the rank of each leaf.
+      method: adds the published formula of a method beside the actual numbers: one of
+        `oxs.memory.METHODS`, such as `"galore"`.
+
+    Returns:
+      A `MemoryReport`: `.state_bytes`, `.state_numbers`, `.weight_bytes`, `.gradient_bytes`,
+      `.leaves`; `print(report)` shows the table. Accumulators are float32 here, so
+      `.state_bytes` is four times `.state_numbers` (and a little for counters), whatever the dtype
+      of the parameters; published tables count two bytes a number.
+
+    Raises:
+      ValueError: an unknown method; rules that match nothing.
+
+    >>> import jax.numpy as jnp, optax
+    >>> params = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+    >>> report = memory_report(optax.adam(1e-3), params, method="adamw")
+    >>> report.weight_bytes, report.state_bytes, report.state_numbers, report.formula_numbers
+    (60, 124, 31, 30)
+    """
+    params = _shapes(params)
+    numbers: collections.Counter[str | None] = collections.Counter()
+    sizes: collections.Counter[str | None] = collections.Counter()
+    for path, leaf in owned_leaves(abstract_state(tx, params), params):
+        numbers[path] += leaf.size
+        sizes[path] += _bytes(leaf)
+    formula = published_numbers(method, structure, params) if method else {}
+    leaves = []
+    for item, spec in zip(
+        as_rules(structure).assign(params), resolve(structure, params), strict=True
+    ):
+        rule = "" if structure is None else item.rule or "default"
+        leaves.append(
+            LeafMemory(
+                item.path,
+                item.leaf.shape,
+                item.leaf.dtype.name,
+                rule,
+                spec,
+                _bytes(item.leaf),
+                numbers[item.path],
+                sizes[item.path],
+                formula.get(item.path),
+            )
+        )
+    return MemoryReport(tuple(leaves), numbers[None], sizes[None])

@@ -1,0 +1,22 @@
+"""What a run will need, before anything is allocated: weights, gradients, optimizer state."""
+
+from optax_structured.planning.inputs import (
+    low_rank_rules,
+    named_model,
+    parse_mesh,
+    read_params,
+)
+from optax_structured.planning.plan import RECIPES, Plan, make_plan, place
+from optax_structured.planning.tables import render
+
+__all__ = [
+    "RECIPES",
+    "Plan",
+    "low_rank_rules",
+    "make_plan",
+    "named_model",
+    "parse_mesh",
+    "place",
+    "read_params",
+    "render",
+]

@@ -1,0 +1,91 @@
+"""A plan as two tables: totals, and one line a kind of leaf."""
+
+import collections
+import math
+import re
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from optax_structured.planning.plan import Plan
+
+
+def render(plan: Plan) -> Group:
+    """The two tables of a plan: totals, and one line a kind of leaf."""
+    return Group(_totals(plan), _kinds(plan))
+
+
+def _totals(plan: Plan) -> Table:
+    before, after, local = plan.before, plan.after, plan.per_device
+    devices = math.prod(plan.mesh.values())
+    size = sum(math.prod(leaf.shape) for leaf in after.leaves)
+    table = _table(f"{plan.name}: {size:,} parameters in {len(after.leaves):,} leaves")
+    table.add_column("")
+    for heading in ("adamw", plan.recipe, "saved"):
+        table.add_column(heading, justify="right")
+    if plan.mesh:
+        shape = ", ".join(f"{name}={n}" for name, n in plan.mesh.items())
+        for heading in ("adamw", plan.recipe):
+            table.add_column(f"{heading}\neach of {devices} ({shape})", justify="right")
+
+    def row(name: str, old: int, new: int, *each: int, style: str | None = None) -> None:
+        local_cells = map(_size, each) if plan.mesh else ()
+        table.add_row(name, *_change(old, new), *local_cells, style=style)
+
+    weights = local["weights"]
+    row("weights", before.weight_bytes, after.weight_bytes, weights, weights)
+    row("gradients", before.gradient_bytes, after.gradient_bytes, weights, weights)
+    each = (local["before"], local["after"])
+    row("optimizer state", before.state_bytes, after.state_bytes, *each, style="bold")
+    row(
+        "total",
+        2 * before.weight_bytes + before.state_bytes,
+        2 * after.weight_bytes + after.state_bytes,
+        *(2 * weights + state for state in each),
+    )
+    old, new = before.state_numbers, after.state_numbers
+    table.caption = (
+        f"Numbers in the state: {old:,} → {new:,}; at two bytes each, as published tables count, "
+        f"{_size(2 * old)} → {_size(2 * new)}. GB are 1e9 bytes; "
+        "the accumulators of all recipes but adamw are float32."
+    )
+    if after.formula_numbers is not None:
+        table.caption += f" By the published formula: {after.formula_numbers:,} numbers."
+    table.caption_justify = "left"
+    return table
+
+
+def _kinds(plan: Plan) -> Table:
+    """One line for all leaves whose paths differ in numbers only and that have one shape."""
+    kinds = collections.defaultdict(list)
+    for old, new in zip(plan.before.leaves, plan.after.leaves, strict=True):
+        kinds[re.sub(r"\d+", "*", new.path), new.shape, str(new.spec)].append((old, new))
+    table = _table("Optimizer state by kind of leaf")
+    table.add_column("parameter", no_wrap=True)
+    columns = ("leaves", "shape", "rank", "adamw", plan.recipe, "saved")
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for (path, shape, _), pairs in kinds.items():
+        spec = pairs[0][1].spec
+        rank = "" if spec is None else str(spec.rank)
+        before, after = (sum(pair[i].state_bytes for pair in pairs) for i in (0, 1))
+        cells = (str(len(pairs)), "×".join(map(str, shape)), rank, *_change(before, after))
+        table.add_row(path, *cells, style=None if rank else "dim")
+    shared = (_size(report.shared_bytes) for report in (plan.before, plan.after))
+    table.add_row("shared by all leaves", "", "", "", *shared, "", style="dim")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _change(old: int, new: int) -> tuple[str, str, str]:
+    return _size(old), _size(new), f"{1 - new / old:.1%}" if new != old else ""
+
+
+def _size(n: int) -> str:
+    if n >= 1e8:
+        return f"{n / 1e9:,.4f} GB"
+    return f"{n / 1e6:,.3f} MB" if n >= 1e5 else f"{n:,} B"

@@ -1,0 +1,106 @@
+"""Recipes of the language-model job by name, with their published scale."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import optax
+
+import optax_structured as oxs
+from optax_structured.training.lm.model import PLAIN
+from optax_structured.training.names import check_known
+from optax_structured.trees import Axes, Rules, rules
+
+
+class Recipe(NamedTuple):
+    """What a recipe starts from."""
+
+    learning_rate: float
+    scale: float | None = None  # of the low-rank part of the update; None: the recipe has none
+    low_rank: bool = True
+    rank: int | None = None  # None: a quarter of the model's width
+    period: int = 50  # steps from one refresh of the bases to the next
+
+
+RECIPES = {
+    "adamw": Recipe(3e-3, low_rank=False),
+    "galore": Recipe(1e-2, scale=0.25),
+    "fira": Recipe(1e-2, scale=0.25),
+    "apollo": Recipe(1e-2, scale=1.0),
+    "apollo_mini": Recipe(1e-2, scale=128.0, rank=1),
+    "dct_adamw": Recipe(3e-3, period=1),
+    "ldadam": Recipe(3e-3, period=1),
+    "trion": Recipe(2e-2, period=1),
+    "grad_norm_lorp": Recipe(1e-2, scale=0.25),
+}
+# Kernels here are (inputs, outputs), the published recipes speak of (outputs, inputs).
+_AXES = Axes(rows=-1, cols=-2)
+# Trion's steps are orthogonal, those of its Adam are not: of its rate, embedding and head take
+_ADAM_OF_TRION = 0.1
+PROJECTORS = {
+    "svd": "SVD",
+    "randomized": "RandomizedRange",
+    "subspace": "SubspaceIteration",
+    "random": "RandomProjection",
+    "dct": "DCT",
+}
+REFRESHES = {"periodic": "Periodic", "staggered": "Staggered", "lazy": "Lazy"}
+TRANSPORTS = {
+    "keep": "Keep",
+    "align": "Align",
+    "rotate": "Rotate",
+    "reset": "Reset",
+    "variance_aware": "VarianceAware",
+}
+# The orthogonal parts of a `LowRank` that go by a name here.
+PARTS = {"projector": PROJECTORS, "refresh": REFRESHES, "transport": TRANSPORTS}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of this name, or a ValueError that lists them all."""
+    check_known("recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def structure(rank: int, period: int, parts: Mapping[str, str | None]) -> Rules:
+    """All matrices of attention and MLP in low rank; embedding, head and norms are left plain.
+
+    Args:
+      rank: what is kept of the smaller side of a matrix.
+      period: steps from one refresh of the bases to the next.
+      parts: names of `PARTS`; None is what the recipe itself uses.
+    """
+    chosen: dict[str, Any] = {
+        part: None if name is None else getattr(oxs, PARTS[part][name])()
+        for part, name in parts.items()
+    }
+    return rules((PLAIN, None), default=oxs.LowRank(rank, period, _AXES, **chosen))
+
+
+def build(
+    name: str,
+    learning_rate: optax.Schedule,
+    low_rank: Rules | None,
+    *,
+    scale: float | None,
+    weight_decay: float,
+    clip: float,
+) -> optax.GradientTransformation:
+    """The optimizer.
+
+    Args:
+      name: of the recipe.
+      learning_rate: a schedule.
+      low_rank: which leaf gets which `LowRank`; None for adamw.
+      scale: None where the recipe has none.
+      weight_decay: decoupled.
+      clip: largest norm of the whole gradient; 0 does not clip.
+    """
+    given: dict[str, Any] = {} if scale is None else {"scale": scale}
+    if name == "trion":
+        given["adam_learning_rate"] = lambda count: _ADAM_OF_TRION * learning_rate(count)
+    if low_rank is None:
+        optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
+    else:
+        recipe = getattr(oxs, name)
+        optimizer = recipe(learning_rate, low_rank, weight_decay=weight_decay, **given)
+    return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer

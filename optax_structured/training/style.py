@@ -1,0 +1,32 @@
+"""The look that all pictures of the two jobs share."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+INK, GREY = "#22313a", "#8a949a"
+COLOURS = ("#12525e", "#d1603d", "#7a5195", "#4f8f3a", "#c9a227", "#5b6670")
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "figure.dpi": 130,
+    "font.size": 10,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def figure_of(title: str, width: float, height: float) -> Figure:
+    """Without pyplot: a notebook keeps its own backend, and a server needs no display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return figure

@@ -1,0 +1,224 @@
+"""Weight normalisation as an optimizer: rows split into a magnitude and a direction."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_structured.checks import check_params
+from optax_structured.trees import Axes, Rules, map_named, named_leaves, resolve
+from optax_structured.trees.precision import at_least_float32
+
+
+class WeightNormalizedState(NamedTuple):
+    """State of `weight_normalized`."""
+
+    direction: Any  # of the optimizer of the directions, on leaves like the parameters
+    magnitude: Any  # of the optimizer of the magnitudes, on {path: (*batch, rows)}
+    lengths: Any  # {path: (*batch, rows)}: ||v|| of the classical form, else empty
+
+
+def weight_normalized(
+    direction: optax.GradientTransformation,
+    magnitude: optax.GradientTransformation,
+    where: Rules | Axes = Axes(),  # noqa: B008  (frozen)
+    *,
+    classical: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains the length and the direction of each row of a matrix by an optimizer of its own.
+
+    With :math:`W = g\, v / \|v\|` row by row, :math:`u = v/\|v\|`, and the chain rule
+
+    .. math::
+        G_g &= \langle G, u\rangle, \qquad
+            G_v = \tfrac{g}{\|v\|}\,(G - G_g\, u) \\
+        W &\leftarrow (g + \Delta_g) \frac{v + \Delta_v}{\|v + \Delta_v\|}
+
+    where :math:`\Delta_v` and :math:`\Delta_g` are the updates that the two optimizers make of
+    :math:`G_v` and :math:`G_g`. Nothing is stored but their states: the rows are measured with
+    :math:`\|v\| = g`, so v is W itself.
+
+    Args:
+      direction: a whole optimizer, learning rate included; sees :math:`G_v`, and the gradients of
+        leaves that are not normalised, whose updates come back as they are.
+      magnitude: likewise; sees one dictionary from path to the :math:`G_g` of that leaf.
+      where: the leaves to normalise and which of their axes are rows (outputs) and columns
+        (inputs): an `Axes` or `rules` of them and None. By default all with two axes or more, in
+        the layout (outputs, inputs); for kernels (inputs, outputs) say `Axes(rows=-1, cols=-2)`.
+      classical: keep :math:`\|v\|`, which grows with every step and so damps the later ones, as in
+        weight normalisation of the model itself; costs a number a row.
+
+    Returns:
+      An optimizer that needs `params`; its state is `WeightNormalizedState`. Weight decay belongs
+      inside: after it in a chain it would act on the lengths as well.
+
+    Rows of zeros have no direction: they take the plain step :math:`\Delta_v`.
+
+    Equals, with SGD for both and `classical=True`, gradient descent on v and g.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = oxs.weight_normalized(optax.sgd(0.1), optax.sgd(0.0))
+      >>> params = jnp.array([[3.0, 4.0]])
+      >>> updates, _ = optimizer.update(jnp.ones((1, 2)), optimizer.init(params), params)
+      >>> print(jnp.linalg.norm(params + updates).round(3))
+      5.0
+
+    References:
+      Salimans and Kingma, `Weight Normalization <https://arxiv.org/abs/1602.07868>`_, 2016; Huang
+      et al., `Gradient Weight-normalized Low-rank Projection
+      <https://arxiv.org/abs/2412.19616>`_, AAAI 2025.
+    """
+    direction, magnitude = map(optax.with_extra_args_support, (direction, magnitude))
+
+    def init(params: Any) -> WeightNormalizedState:
+        gains = {name: _norms(w) for name, (_, w) in _views(where, params).items()}
+        lengths = {name: jnp.copy(g) for name, g in gains.items()} if classical else {}
+        return WeightNormalizedState(direction.init(params), magnitude.init(gains), lengths)
+
+    def update(
+        updates: Any, state: WeightNormalizedState, params: Any = None, **extra: Any
+    ) -> tuple[Any, WeightNormalizedState]:
+        check_params("weight_normalized", params)
+        views = _views(where, params)
+        gains = {name: _norms(w) for name, (_, w) in views.items()}
+        units = {name: _over(w, gains[name]) for name, (_, w) in views.items()}
+        lengths = state.lengths if classical else gains
+        along, grown = {}, {}
+
+        def tangent(name: str, gradient: jax.Array) -> jax.Array:
+            if name not in views:
+                return gradient
+            axes, w = views[name]
+            rows = to_rows(axes, gradient).astype(w.dtype)
+            along[name] = jnp.sum(rows * units[name], axis=-1)
+            across = rows - along[name][..., None] * units[name]
+            across = _over(gains[name][..., None] * across, lengths[name])
+            rows = jnp.where(gains[name][..., None] > 0, across, rows)
+            return from_rows(axes, rows.astype(gradient.dtype), gradient.shape)
+
+        def join(name: str, move: jax.Array) -> jax.Array:
+            if name not in views:
+                return move
+            axes, w = views[name]
+            delta = to_rows(axes, move).astype(w.dtype)
+            v = lengths[name][..., None] * units[name] + delta
+            grown[name] = _norms(v)
+            change = (gains[name] + changes[name])[..., None] * _over(v, grown[name]) - w
+            change = jnp.where(gains[name][..., None] > 0, change, delta)
+            return from_rows(axes, change.astype(move.dtype), move.shape)
+
+        tangents = map_named(tangent, updates)
+        moves, directions = direction.update(tangents, state.direction, params, **extra)
+        changes, magnitudes = magnitude.update(along, state.magnitude, gains, **extra)
+        updates = map_named(join, moves)
+        kept = grown if classical else {}
+        return updates, WeightNormalizedState(directions, magnitudes, kept)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class LookaheadState(NamedTuple):
+    """State of `lookahead_weight_norm`."""
+
+    direction: Any  # of the optimizer of v
+    magnitude: Any  # of the optimizer of g, on {path: (*batch, rows)}
+    v: Any  # like params, float32 or wider: weights without the step of the magnitudes
+
+
+def lookahead_weight_norm(
+    direction: optax.GradientTransformation,
+    magnitude: optax.GradientTransformation,
+    where: Rules | Axes = Axes(),  # noqa: B008  (frozen)
+) -> optax.GradientTransformationExtraArgs:
+    r"""The released form of gradient weight normalisation, which forgets each magnitude step.
+
+    Row by row, with :math:`\Delta_v` and :math:`\Delta_g` what the optimizers make of G and of
+    :math:`\langle G, v\rangle / \|v\|`,
+
+    .. math:: g = \|v\| + \Delta_g, \qquad v \leftarrow v + \Delta_v, \qquad
+        W \leftarrow g\, v / \|v\|
+
+    so v follows `direction` as if there were no normalisation, and the magnitude decides only at
+    which W the next gradient is taken. For comparison with published runs; use `weight_normalized`.
+
+    Args:
+      direction: a whole optimizer, learning rate included; sees the gradients and v.
+      magnitude: likewise; sees one dictionary, from path to rows.
+      where: which axes are rows and columns, as in `weight_normalized`. Other leaves of two axes or
+        more have their rows in the last but one; those of fewer are one row.
+
+    Returns:
+      An optimizer that needs `params`; its state is `LookaheadState`, a copy of the parameters
+      included.
+
+    Equals `direction` with a `magnitude` that does nothing, up to the length of each step.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_structured as oxs
+      >>> optimizer = oxs.lookahead_weight_norm(optax.sgd(0.1), optax.sgd(0.1))
+      >>> state = optimizer.init(jnp.ones((3, 2)))
+
+    References: as `weight_normalized`.
+    """
+    direction, magnitude = map(optax.with_extra_args_support, (direction, magnitude))
+
+    def init(params: Any) -> LookaheadState:
+        v = jax.tree.map(lambda p: jnp.array(at_least_float32(p), copy=True), params)
+        gains = {name: _norms(w) for name, (_, w) in _views(where, v, every=True).items()}
+        return LookaheadState(direction.init(params), magnitude.init(gains), v)
+
+    def update(
+        updates: Any, state: LookaheadState, params: Any = None, **extra: Any
+    ) -> tuple[Any, LookaheadState]:
+        check_params("lookahead_weight_norm", params)
+        views = _views(where, state.v, every=True)
+        gains = {name: _norms(w) for name, (_, w) in views.items()}
+        along = {
+            name: jnp.sum(to_rows(axes, g).astype(w.dtype) * _over(w, gains[name]), axis=-1)
+            for (name, g), (axes, w) in zip(named_leaves(updates), views.values(), strict=True)
+        }
+        moves, directions = direction.update(updates, state.direction, state.v, **extra)
+        changes, magnitudes = magnitude.update(along, state.magnitude, gains, **extra)
+        v = jax.tree.map(lambda v, m: v + m.astype(v.dtype), state.v, moves)
+
+        def step(name: str, v: jax.Array, p: jax.Array) -> jax.Array:
+            axes = views[name][0]
+            rows = to_rows(axes, v)
+            weight = (gains[name] + changes[name])[..., None] * _over(rows, _norms(rows))
+            return (from_rows(axes, weight, v.shape) - p.astype(v.dtype)).astype(p.dtype)
+
+        return map_named(step, v, params), LookaheadState(directions, magnitudes, v)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _views(where: Any, tree: Any, *, every: bool = False) -> dict[str, tuple[Any, jax.Array]]:
+    """`{path: (axes, rows)}` of the leaves to normalise, float32 at least."""
+    views = {}
+    for (name, leaf), axes in zip(named_leaves(tree), resolve(where, tree), strict=True):
+        if axes is None and every and jnp.ndim(leaf) >= 2:
+            axes = Axes()
+        if axes is not None or every:
+            views[name] = axes, to_rows(axes, at_least_float32(leaf))
+    return views
+
+
+def to_rows(axes: Axes | None, x: jax.Array) -> jax.Array:
+    """(\\*batch, rows, columns); without axes, one row."""
+    return x.reshape(1, -1) if axes is None else axes.to_matrix(x)
+
+
+def from_rows(axes: Axes | None, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `to_rows`."""
+    return rows.reshape(shape) if axes is None else axes.from_matrix(rows, shape)
+
+
+def _norms(rows: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(rows), axis=-1))
+
+
+def _over(rows: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Rows divided by numbers; as they are where the number is zero."""
+    return rows / jnp.where(lengths > 0, lengths, 1)[..., None]

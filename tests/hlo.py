@@ -1,0 +1,51 @@
+"""What a compiled program communicates, and when."""
+
+import re
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_OPERATION = re.compile(r" = (.*?) ([a-z][a-z\-]*?)(?:-start)?\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_SHAPE = re.compile(r"\w+\[([\d,]*)\]")
+
+
+def steady_collectives(text):
+    """The communication that runs at every step, outside all conditionals: lines of HLO."""
+    computations, entry = _computations(text)
+    seen, todo, found = set(), [entry], []
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for line in computations[name]:
+            operation = _OPERATION.search(line)
+            if operation is None or operation[2] == "conditional":
+                continue
+            if operation[2] in COLLECTIVES:
+                found.append(line)
+            todo += _CALLED.findall(line)
+    return found
+
+
+def all_collectives(text):
+    """All communication of a compiled program."""
+    found = ((line, _OPERATION.search(line)) for line in text.splitlines())
+    return [line for line, operation in found if operation and operation[2] in COLLECTIVES]
+
+
+def shapes_of(line):
+    """The shapes of the results of one line of HLO."""
+    results = _SHAPE.findall(_OPERATION.search(line)[1])
+    return [tuple(map(int, filter(None, shape.split(",")))) for shape in results]
+
+
+def _computations(text):
+    found, entry, lines = {}, None, []
+    for line in text.splitlines():
+        if start := _COMPUTATION.match(line):
+            lines = found.setdefault(start[2], [])
+            entry = start[2] if start[1] else entry
+        else:
+            lines.append(line)
+    return found, entry

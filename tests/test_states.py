@@ -1,0 +1,47 @@
+"""Part of a state starts again, the rest stays bit for bit."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from recipes_table import assert_equal, normal_tree, run
+
+import optax_structured as oxs
+from optax_structured.states import reinit
+
+SHAPES = {"body": {"kernel": (6, 4), "bias": (4,)}, "head": {"kernel": (4, 6)}}
+
+
+def transformations():
+    labels = jax.tree.map(lambda _: "on", SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+    return {
+        "adamw": optax.adamw(1e-2),
+        "multi_steps": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
+        "partition": optax.partition({"on": optax.adam(1e-2)}, labels),
+        "ramda": oxs.ramda(1e-2, oxs.GroupLasso(group_axis=-2), strength=1e-3),
+        "galore": oxs.galore(1e-2, oxs.LowRank(2)),
+        "fira": oxs.fira(1e-2, oxs.LowRank(2)),
+    }
+
+
+@pytest.mark.parametrize("name", transformations())
+def test_only_what_belongs_to_the_chosen_leaves_starts_again(name):
+    tx = transformations()[name]
+    params, state = run(tx, normal_tree("params", SHAPES), [normal_tree(0, SHAPES)])
+    new = jax.jit(lambda state, params: reinit(tx, state, params, "^head"))(state, params)
+    fresh = tx.init(params)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    flat = zip(*(jax.tree.leaves_with_path(tree) for tree in (new, state, fresh)), strict=True)
+    for (path, x), (_, old), (_, start) in flat:
+        assert_equal(x, start if "head" in jax.tree_util.keystr(path) else old)
+
+
+def test_a_pattern_that_matches_nothing_and_another_model_are_explained():
+    tx, params = optax.adam(1e-2), normal_tree("params", SHAPES)
+    state = tx.init(params)
+    with pytest.raises(ValueError, match="matches no parameter path"):
+        reinit(tx, state, params, "tail")
+    with pytest.raises(ValueError, match="differ in structure"):
+        reinit(tx, state, {"head": jnp.ones(3)}, "head")
+    with pytest.raises(ValueError, match=r"'head/kernel' has an array of shape \(4, 6\)"):
+        reinit(tx, state, {**params, "head": {"kernel": jnp.ones((5, 6))}}, "head")

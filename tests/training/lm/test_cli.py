@@ -1,0 +1,108 @@
+"""The commands of the language-model job, from the options to the files."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from optax_structured.cli import app
+
+LM = ["--task", "lm"]
+TINY = ["--width", "16", "--layers", "1", "--heads", "2", "--sequence", "16", "--batch-size", "2"]
+SMALL = [*LM, *TINY, "--steps", "12", "--evaluate-every", "4"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "short.txt"
+    file.write_text(
+        "\n\n".join(f"{i} bottles of beer on the wall, {i} bottles." for i in range(99))
+    )
+    return file
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, re.sub(r"\s+", " ", result.output)
+
+
+def test_train_writes_a_run_folder_and_resumes(tmp_path, text):
+    run = tmp_path / "run"
+    options = [*SMALL, "--recipe", "galore", "--rank", 4, "--period", 5, "--text", text]
+    code, said = invoke("train", *options, "--out", run, "--stop-after", 3)
+    assert code == 0, said
+    code, said = invoke("train", "--resume", run, "--recipe", "galore", "--rank", "4")
+    assert code == 0, said
+    assert "block_0/attention/query/kernel" in said and "held-out perplexity" in said
+    names = {path.name for path in run.iterdir()}
+    tables = {"config.json", "metrics.csv", "losses.npy", "state.csv"}
+    assert names >= tables | {"training.png", "checkpoints"}
+    assert (run / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 3
+    (line,) = (x for x in (run / "state.csv").read_text().splitlines() if "query" in x)
+    *described, state_bytes = line.split(",")
+    assert described == ["block_0/attention/query/kernel", "16×16", "default", "4", "1024"]
+    assert 4 * (3 * 4 * 16) <= int(state_bytes) < 2 * 1024
+
+
+@pytest.mark.slow
+def test_compare_sweeps_and_continues(tmp_path, text):
+    out = tmp_path / "compared"
+    options = [*SMALL, "--text", text, "--recipes", "adamw,galore@keep", "--rank", "4"]
+    sweep = ["--learning-rates", "1e-3,1e-2", "--set", "galore@keep.learning_rates=1e-2,1e15"]
+    keep = ["--set", "galore@keep.transport=keep"]
+    code, said = invoke("compare", *options, *sweep, *keep, "--seeds", "0", "--out", out)
+    assert code == 0, said
+    assert "galore@keep diverged at learning rate 1e+15" in said
+    code, said = invoke("compare", *options, *sweep, *keep, "--seeds", "0,1", "--resume", out)
+    assert code == 0, said
+    table = [x for x in (out / "comparison.md").read_text().splitlines() if x.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert [row[0] for row in rows] == ["recipe", "adamw", "galore@keep"]
+    assert all("±" in row[1] for row in rows[1:])
+    assert rows[2][2] == "0.01 (edge)" and rows[1][5] == "1.00" and "keep" in rows[2][6]
+    assert (out / "comparison.png").exists() and (out / "adamw-0.01-1" / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "--task", "speech"], "unknown task 'speech': choose one of images, lm"),
+        (["train", *LM, "--recipe", "galor"], "unknown recipe 'galor'"),
+        (["train", *LM, "--text", "no.txt"], "no text file no.txt"),
+        (["train", *LM, "--recipe", "adamw", "--rank", "4"], "has no rank; leave --rank out"),
+        (["train", *LM, "--strength", "1"], "--strength has no meaning for the task lm"),
+        (["train", "--rank", "4"], "--rank has no meaning for the task images; leave it out"),
+        (["train", *LM, "--sequence", "1000000"], "longer than the .* bytes of the training text"),
+        (["train", *LM, "--rank", "0"], "rank must be a whole number of at least 1, got 0"),
+        (["train", *LM, "--resume", "none"], "none is not a run folder"),
+        (["compare", *LM, "--recipes", "galore,lion"], "unknown recipe 'lion'"),
+        (["compare", *LM, "--learning-rates", "a"], "--learning-rates takes numbers separated"),
+        (["compare", *LM, "--set", "galore.rate=1"], "expected RECIPE.NAME=VALUE"),
+        (["compare", *LM, "--set", "fira.rank=x"], "'x' is not a number"),
+        (["compare", *LM, "--set", "fira.learning_rates=1"], "same number of learning rates"),
+        (["compare", "--learning-rates", "1"], "--learning-rates has no meaning for the task im"),
+    ],
+)
+def test_mistakes_are_sentences(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said = invoke(*arguments)
+    assert code == 2 and "Traceback" not in said
+    assert said.startswith("error: ") and re.search(sentence, said), said
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_is_resumed_with_its_own_task_and_text(tmp_path, text):
+    run = tmp_path / "run"
+    options = [*SMALL, "--recipe", "adamw", "--out", run, "--stop-after", 1]
+    code, said = invoke("train", *options, "--text", text)
+    assert code == 0, said
+    other = tmp_path / "other.txt"
+    other.write_text("another\n\ntext\n\n" * 9)
+    for more, sentence in (
+        (["--task", "images"], "holds a run of the task lm, not images"),
+        (["--text", other], "is not the text of the run in"),
+        (["--seed", "4"], "seed is 0 there and 4 here"),
+    ):
+        code, said = invoke("train", "--resume", run, *more)
+        assert code == 2 and re.search(sentence, said), said

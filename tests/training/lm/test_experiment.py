@@ -1,0 +1,85 @@
+"""The compiled parts: exact perplexity, the same data for all, one program for every count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import reordered
+from training_lm_small import TEXT, experiment, fresh
+
+from optax_structured.training.lm import recipes
+
+
+def test_held_out_loss_is_the_mean_over_every_byte_once():
+    one = experiment()
+    params = one.init().params
+    length, losses = one.config.sequence, []
+    for start in range(0, len(TEXT.held_out), length):
+        targets = TEXT.held_out[start : start + length].astype(int)
+        before = TEXT.train[-1] if start == 0 else TEXT.held_out[start - 1]
+        inputs = np.concatenate([[before], targets[:-1]]).astype(int)
+        losses += list(one.model.losses(params, inputs[None], targets[None])[0])
+    assert len(losses) == len(TEXT.held_out)
+    found = one.held_out_loss(params)
+    assert found == pytest.approx(np.mean(losses), rel=reordered("float32"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_held_out_loss_does_not_depend_on_the_batch(batch_size):
+    params = experiment().init().params
+    expected = experiment().held_out_loss(params)
+    found = experiment(batch_size=batch_size).held_out_loss(params)
+    assert found == pytest.approx(expected, rel=reordered("float32"))
+
+
+def test_steps_are_the_same_whatever_the_calls():
+    one = experiment()
+    whole, losses = one.steps(one.init(), 0, 5)
+    parts, first = one.steps(one.init(), 0, 2)
+    parts, second = one.steps(parts, 2, 3)
+    np.testing.assert_array_equal(losses[:5], np.concatenate([first[:2], second[:3]]))
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    nothing, _ = one.steps(parts, 5, 0)
+    jax.tree.map(np.testing.assert_array_equal, nothing, whole)
+
+
+def test_seeds_and_rates_share_what_is_compiled():
+    one = experiment()
+    one.steps(one.init(), 0, 0)
+    with jax.no_tracing():
+        other = one.variant(seed=1, learning_rate=1e-2)
+        start = other.init()
+        state, losses = other.steps(start, 0, 3)
+        same, _ = one.variant(seed=1).steps(other.init(), 0, 3)
+    assert not np.array_equal(losses, one.steps(one.init(), 0, 3)[1])
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, same.params)
+    assert any(jax.tree.leaves(moved))
+    with pytest.raises(ValueError, match="steps: anything but these two"):
+        one.variant(steps=3)
+
+
+def test_the_rate_warms_up_over_a_tenth_and_ends_at_a_tenth():
+    shape = fresh(steps=100)._shape_of_schedule()
+    rates = [float(shape(step)) for step in (0, 9, 10, 55, 100)]
+    np.testing.assert_allclose(rates, [0.1, 1.0, 1.0, 0.55, 0.1], atol=reordered("float32"))
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_trains(name):
+    one = experiment(name).variant(learning_rate=1e-2)
+    state, losses = one.steps(one.init(), 0, 10)
+    assert np.all(np.isfinite(losses)) and losses[9] < losses[0]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("part", recipes.PARTS)
+def test_parts_go_by_name(part):
+    for name in recipes.PARTS[part]:
+        one = fresh("galore", **{part: name})
+        assert type(getattr(one.low_rank.default, part)).__name__ == recipes.PARTS[part][name]
+
+
+def test_stacked_layers_train():
+    one = experiment("galore", stacked=True, layers=2)
+    _, losses = one.steps(one.init(), 0, 10)
+    assert np.all(np.isfinite(losses)) and losses[9] < losses[0]
