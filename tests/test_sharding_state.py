@@ -20,6 +20,7 @@ from recipes_table import assert_close, normal_tree, run, step_of
 from tolerances import reordered
 
 import optax_structured as oxs
+from optax_structured.memory import state_bytes
 from optax_structured.sharding import choose_sides, state_shardings
 
 # The compressed axis of `kernel` is whole on every device, that of `stack` is sharded (FSDP).
@@ -115,7 +116,7 @@ def test_each_device_holds_its_share(name, specs):
         for x, s in zip(jax.tree.leaves(state), shardings, strict=True)
     )
     counters = 64 * len(SHAPES)  # on every device, not worth spreading
-    assert local <= 1.05 * oxs.state_bytes(tx, params) / 8 + counters
+    assert local <= 1.05 * state_bytes(tx, params) / 8 + counters
 
 
 def test_parameters_may_be_abstract_and_partly_without_a_place():
@@ -216,6 +217,8 @@ import jax, jax.numpy as jnp, optax
 from jax.sharding import AxisType, NamedSharding
 import optax_structured as oxs
 from hlo import steady_collectives
+from optax_structured.memory import PLAIN_LEAVES, llama, state_bytes
+from optax_structured.planning import place
 from optax_structured.sharding import choose_sides, state_shardings
 
 devices, stacked = int(sys.argv[1]), sys.argv[2] == "stacked"
@@ -253,7 +256,7 @@ local = [
 print(json.dumps({
     "seconds": time.perf_counter() - start,
     "state": sum(local),
-    "total": oxs.state_bytes(tx, params),
+    "total": state_bytes(tx, params),
     "temp": compiled.memory_analysis().temp_size_in_bytes,
     "steady": len(steady_collectives(compiled.as_text())),
 }))

@@ -17,7 +17,8 @@ from optax_structured.training.lm import sweep
 
 _IMAGE_RECIPES = "adamw,prox_sgd,prox_adam,rmda,ramda"
 _LM_RECIPES = "adamw,galore,fira,apollo,dct_adamw,ldadam"
-_LM_NUMBERS: dict[str, Callable[[str], Any]] = {
+_ADVICE = "Continue with the same options and --resume "
+_LM_SETTINGS: dict[str, Callable[[str], Any]] = {
     "rank": int,
     "period": int,
     "scale": float,
@@ -87,8 +88,7 @@ def compare(
         names = common.names(default if recipes is None else recipes)
         numbers = common.numbers("--seeds", seeds, int) or (0,)
         run = _compare_images if job is images else _compare_lm
-        with common.interruptible(console, "Continue with the same options and --resume"):
-            run(names, settings or [], given, numbers, out, resume, console)
+        run(names, settings or [], given, numbers, out, resume, console)
 
 
 def _compare_images(
@@ -110,9 +110,9 @@ def _compare_images(
     chosen = experiments[0].config
     folder = resume or out or pathlib.Path("runs") / f"compare-{chosen.model}-{chosen.data}"
     console.print(escape(images.common_settings(chosen)))
-    table = images.compare(experiments, seeds, folder, console, resume=bool(resume))
-    console.print(f"\n{table}", markup=False, soft_wrap=True)
-    console.print(escape(f"Written to {folder}"))
+    with common.interruptible(console, _ADVICE + str(folder)):
+        table = images.compare(experiments, seeds, folder, console, resume=bool(resume))
+    _show(table, folder, console)
 
 
 def _compare_lm(
@@ -124,7 +124,7 @@ def _compare_lm(
     resume: pathlib.Path | None,
     console: Console,
 ) -> None:
-    kinds = {"learning_rates": _rates, **_LM_NUMBERS}
+    kinds = {"learning_rates": _rates, **_LM_SETTINGS}
     own = common.own_settings(settings, names, kinds)
     shared_rates = common.numbers("--learning-rates", given.pop("learning_rates", None), float)
     experiments, rates = {}, {}
@@ -133,13 +133,20 @@ def _compare_lm(
         recipe = lm_recipes.find(base)
         defaults = tuple(float(f"{recipe.learning_rate * f:.3g}") for f in sweep.FACTORS)
         rates[name] = own[name].pop("learning_rates", shared_rates or defaults)
-        dropped = set() if recipe.low_rank else {"rank", "period"}
-        shared = {k: v for k, v in given.items() if k not in dropped}
+        fixed = {"rank": recipe.rank is not None, "period": recipe.period == 1}
+        shared = {
+            k: v for k, v in given.items() if k not in fixed or (recipe.low_rank and not fixed[k])
+        }
         experiments[name] = lm.new({"recipe": base, **shared, **own[name]})
     sweep.check_budget(rates)
     folder = resume or out or pathlib.Path("runs") / "compare-lm"
     console.print(escape(lm.common_settings(experiments[names[0]])))
-    table = sweep.compare(experiments, rates, seeds, folder, console, resume=bool(resume))
+    with common.interruptible(console, _ADVICE + str(folder)):
+        table = sweep.compare(experiments, rates, seeds, folder, console, resume=bool(resume))
+    _show(table, folder, console)
+
+
+def _show(table: str, folder: pathlib.Path, console: Console) -> None:
     console.print(f"\n{table}", markup=False, soft_wrap=True)
     console.print(escape(f"Written to {folder}"))
 

@@ -211,7 +211,8 @@ def _moved(
     direction = _adam(new, name, places.low_at_home(low), decays)
     if kept is not None:
         share = jnp.asarray(decays.b1, a.dtype) / (1 - jnp.asarray(decays.b1, a.dtype))
-        left = a + before.lift(places.low_at_hand(share * mu)) - step.lift(low + share * moved)
+        gone = step.lift(low + places.low_at_hand(share * moved))
+        left = a + before.lift(places.low_at_hand(share * mu)) - gone
         new.error[name] = placement.like(frame.axes.from_matrix(left, frame.shape), kept)
     update = step.lift(places.low_at_hand(direction))
     return frame.axes.from_matrix(update, frame.shape)

@@ -53,7 +53,8 @@ def weight_normalized(
       An optimizer that needs `params`; its state is `WeightNormalizedState`. Weight decay belongs
       inside: after it in a chain it would act on the lengths as well.
 
-    Rows of zeros have no direction: they take the plain step :math:`\Delta_v`.
+    Rows of zeros have no direction: they take the plain step :math:`\Delta_v`. In the gradients of
+    normalised leaves, entries that are not finite count as zero.
 
     Equals, with SGD for both and `classical=True`, gradient descent on v and g.
 
@@ -91,7 +92,7 @@ def weight_normalized(
             if name not in views:
                 return gradient
             axes, w = views[name]
-            rows = to_rows(axes, gradient).astype(w.dtype)
+            rows = _finite(to_rows(axes, gradient).astype(w.dtype))
             along[name] = jnp.sum(rows * units[name], axis=-1)
             across = rows - along[name][..., None] * units[name]
             across = _over(gains[name][..., None] * across, lengths[name])
@@ -176,7 +177,9 @@ def lookahead_weight_norm(
         views = _views(where, state.v, every=True)
         gains = {name: _norms(w) for name, (_, w) in views.items()}
         along = {
-            name: jnp.sum(to_rows(axes, g).astype(w.dtype) * _over(w, gains[name]), axis=-1)
+            name: jnp.sum(
+                _finite(to_rows(axes, g).astype(w.dtype)) * _over(w, gains[name]), axis=-1
+            )
             for (name, g), (axes, w) in zip(named_leaves(updates), views.values(), strict=True)
         }
         moves, directions = direction.update(updates, state.direction, state.v, **extra)
@@ -222,3 +225,7 @@ def _norms(rows: jax.Array) -> jax.Array:
 def _over(rows: jax.Array, lengths: jax.Array) -> jax.Array:
     """Rows divided by numbers; as they are where the number is zero."""
     return rows / jnp.where(lengths > 0, lengths, 1)[..., None]
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, 0)

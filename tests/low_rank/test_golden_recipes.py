@@ -150,7 +150,7 @@ def test_ldadam(case):
     )
 
     def look(state, current):
-        projections = {name: p @ p.T for name, p in state[0].bases.items()}
+        projections = {name: p.T @ p for name, p in state[0].bases.items()}
         return {"projection_matrix": projections, "error": state[0].error}
 
     assert_trajectory(tx, golden, look)

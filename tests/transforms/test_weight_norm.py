@@ -11,19 +11,22 @@ from tolerances import reordered, rounding
 from optax_structured.transforms import lookahead_weight_norm, weight_normalized
 from optax_structured.trees import Axes, rules
 
-W = normal("weights", (5, 3), jnp.float64)
-TARGET = normal("target", (5, 3), jnp.float64)
+W = normal("weights", (5, 3))
+TARGET = normal("target", (5, 3))
 
 
 def loss(w):
     return jnp.sum((w - TARGET) ** 4)
 
 
+GRADIENT = jax.grad(loss)
+
+
 def norms(w, axis=-1):
     return jnp.linalg.norm(w, axis=axis)
 
 
-def run(tx, w, steps, gradient=jax.grad(loss)):
+def run(tx, w, steps, gradient=GRADIENT):
     state, update = tx.init(w), jax.jit(tx.update)
     for _ in range(steps):
         updates, state = update(gradient(w), state, w)
@@ -43,9 +46,7 @@ def test_classical_form_is_gradient_descent_on_v_and_g(x64):
     tx = weight_normalized(optax.sgd(0.01), optax.sgd(0.01), classical=True)
     got, state = run(tx, w, 5, jax.grad(value))
     np.testing.assert_allclose(got, expected, rtol=reordered(jnp.float64))
-    np.testing.assert_allclose(
-        state.lengths[""], norms(parts["v"]), rtol=reordered(jnp.float64)
-    )
+    np.testing.assert_allclose(state.lengths[""], norms(parts["v"]), rtol=reordered(jnp.float64))
 
 
 def test_first_step_does_not_depend_on_the_gauge():
@@ -65,7 +66,7 @@ def test_the_direction_sees_what_is_orthogonal_to_the_row():
 
     spy = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
     tx = weight_normalized(spy, optax.sgd(0.1))
-    tx.update(jax.grad(loss)(W), tx.init(W), W)
+    tx.update(GRADIENT(W), tx.init(W), W)
     assert jnp.max(jnp.abs(jnp.sum(seen[0] * W, -1))) < 1e-5 * jnp.max(jnp.abs(seen[0]))
 
 
@@ -82,9 +83,9 @@ def test_rows_of_other_layouts():
     tx = weight_normalized(optax.sgd(0.01), optax.sgd(0.01))
     expected, _ = run(tx, W, 3)
     flipped = weight_normalized(optax.sgd(0.01), optax.sgd(0.01), Axes(rows=-1, cols=-2))
-    got, _ = run(flipped, W.T, 3, lambda w: jax.grad(loss)(w.T).T)
+    got, _ = run(flipped, W.T, 3, lambda w: GRADIENT(w.T).T)
     np.testing.assert_allclose(got.T, expected, rtol=reordered(jnp.float32))
-    stacked, _ = run(tx, jnp.stack([W, W]), 3, jax.vmap(jax.grad(loss)))
+    stacked, _ = run(tx, jnp.stack([W, W]), 3, jax.vmap(GRADIENT))
     np.testing.assert_allclose(stacked[1], expected, rtol=reordered(jnp.float32))
 
 

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import Basis, OneSided, check_count, transpose, widest
+from optax_structured.low_rank.projectors.base import (
+    Basis,
+    OneSided,
+    check_count,
+    transpose,
+    widest,
+)
 from optax_structured.low_rank.projectors.orthonormal import householder
 
 

@@ -26,7 +26,7 @@ RECIPES = {
     "galore": Recipe(1e-2, scale=0.25),
     "fira": Recipe(1e-2, scale=0.25),
     "apollo": Recipe(1e-2, scale=1.0),
-    "apollo_mini": Recipe(1e-2, scale=128.0, rank=1),
+    "apollo_mini": Recipe(1e-2, scale=128**0.5, rank=1),
     "dct_adamw": Recipe(3e-3, period=1),
     "ldadam": Recipe(3e-3, period=1),
     "trion": Recipe(2e-2, period=1),
@@ -34,7 +34,7 @@ RECIPES = {
 }
 # Kernels here are (inputs, outputs), the published recipes speak of (outputs, inputs).
 _AXES = Axes(rows=-1, cols=-2)
-# Trion's steps are orthogonal, those of its Adam are not: of its rate, embedding and head take
+# Share of Trion's rate that Adam takes for embedding, head and norms.
 _ADAM_OF_TRION = 0.1
 PROJECTORS = {
     "svd": "SVD",

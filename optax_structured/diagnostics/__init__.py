@@ -1,0 +1,37 @@
+"""What a training run shows: structure of parameters, and what low-rank subspaces hold."""
+
+from optax_structured.diagnostics.structure import (
+    LayerRow,
+    layer_rows,
+    low_rank_level,
+    objective,
+    stationarity,
+    strength_max,
+    structured_sparsity,
+    supports,
+    unstructured_sparsity,
+    weighted_sparsity,
+)
+from optax_structured.diagnostics.subspaces import (
+    captured_energy,
+    effective_rank,
+    limiter_activity,
+    subspace_overlap,
+)
+
+__all__ = [
+    "LayerRow",
+    "captured_energy",
+    "effective_rank",
+    "layer_rows",
+    "limiter_activity",
+    "low_rank_level",
+    "objective",
+    "stationarity",
+    "strength_max",
+    "structured_sparsity",
+    "subspace_overlap",
+    "supports",
+    "unstructured_sparsity",
+    "weighted_sparsity",
+]

@@ -1,0 +1,181 @@
+"""What low-rank subspaces hold of the gradient, and how they move: pure functions, by leaf.
+
+All take the state of an optimizer, however deeply wrapped, and the `low_rank` it was built with,
+and return a dictionary from path to one number a matrix, (\\*batch,). Leaves whose basis is not a
+stored matrix are in it only if `low_rank` names their projector.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors import OneSided, SubspaceIteration
+from optax_structured.low_rank.residuals import NormScaled, Scaling
+from optax_structured.low_rank.spec import LowRank
+from optax_structured.low_rank.wrapper import DEFAULTS
+from optax_structured.trees import as_rules, named_leaves, resolve
+from optax_structured.trees.placement import product
+from optax_structured.trees.precision import at_least_float32
+
+
+def captured_energy(state: Any, gradient: Any, low_rank: Any) -> dict[str, jax.Array]:
+    r""":math:`\|P^\top G\|_F / \|G\|_F`: the share of the gradient that the subspace holds.
+
+    Args:
+      state: of an optimizer with a low-rank part.
+      gradient: a tree like the parameters.
+      low_rank: the `LowRank` or `rules` that the optimizer was built with.
+
+    Returns:
+      From path to (\*batch,), in [0, 1] for orthonormal bases; 0 for a gradient of zero.
+
+    >>> import jax, jax.numpy as jnp, optax_structured as oxs
+    >>> low_rank = oxs.LowRank(rank=2)
+    >>> optimizer = oxs.galore(1e-2, low_rank)
+    >>> params = {"kernel": jnp.zeros((6, 4))}
+    >>> gradient = {"kernel": jax.random.normal(jax.random.key(0), (6, 4))}
+    >>> _, state = optimizer.update(gradient, optimizer.init(params))
+    >>> captured_energy(state, gradient, low_rank)["kernel"].round(1)
+    Array(0.8, dtype=float32)
+    """
+    energies = {}
+    for frame, factors, leaf in _projected(state, gradient, low_rank):
+        matrix = _scaled(frame, leaf)
+        held = jnp.sqrt(_sum_squares(_low(frame, factors, matrix)))
+        whole = jnp.sqrt(_sum_squares(matrix))
+        energies[frame.name] = held / jnp.where(whole == 0, 1, whole)
+    return energies
+
+
+def effective_rank(state: Any, gradient: Any, low_rank: Any) -> dict[str, jax.Array]:
+    r"""The participation ratio of the singular values of :math:`R = P^\top G`.
+
+    .. math:: \frac{(\sum_i \sigma_i^2)^2}{\sum_i \sigma_i^4}
+
+    between 1, one direction, and the rank, all of them equally strong. Far below the rank, a
+    smaller one would do. Takes no decomposition.
+
+    Args:
+      state: of an optimizer with a low-rank part.
+      gradient: a tree like the parameters.
+      low_rank: the `LowRank` or `rules` that the optimizer was built with.
+
+    Returns:
+      From path to (\*batch,); 0 for a gradient of zero.
+    """
+    ranks = {}
+    for frame, factors, leaf in _projected(state, gradient, low_rank):
+        low = _low(frame, factors, _scaled(frame, leaf))
+        gram = product(low, low, transpose_b=True)
+        trace, squares = jnp.trace(gram, axis1=-2, axis2=-1), _sum_squares(gram)
+        ranks[frame.name] = trace**2 / jnp.where(squares == 0, 1, squares)
+    return ranks
+
+
+def subspace_overlap(old: Any, new: Any, low_rank: Any) -> dict[str, jax.Array]:
+    r""":math:`\|P_{old}^\top P_{new}\|_F^2 / r`: the mean squared cosine of the angles between them.
+
+    Args:
+      old: state of an optimizer with a low-rank part.
+      new: a later state, say after a refit.
+      low_rank: the `LowRank` or `rules` that the optimizer was built with.
+
+    Returns:
+      From path to (\*batch,); 1 for the same subspace, about rank / size for unrelated ones.
+    """
+    del low_rank
+    before, after = (_parts(state, "bases") for state in (old, new))
+    overlaps = {}
+    for name, basis in after.items():
+        if _is_matrix(basis):
+            overlap = product(basis, before[name], transpose_b=True)
+            overlaps[name] = _sum_squares(overlap) / overlap.shape[-1]
+    return overlaps
+
+
+def limiter_activity(old: Any, new: Any, low_rank: Any) -> dict[str, jax.Array]:
+    """Whether the limiter of norm growth held a residual back in the step from `old` to `new`.
+
+    Args:
+      old: state of `fira`, `apollo` or another optimizer with `NormScaled` or `Scaling`.
+      new: its state one step later.
+      low_rank: the `LowRank` or `rules` that the optimizer was built with.
+
+    Returns:
+      From path to bool, (\\*batch,); nothing for leaves without a limiter.
+    """
+    growth = _growth(low_rank)
+    before, after = (_parts(state, "residual") for state in (old, new))
+    active = {}
+    for name, norm in after.items():
+        if isinstance(norm, jax.Array) and norm.shape == _batch(_parts(new, "refresh")[name]):
+            earlier = before[name]
+            active[name] = (earlier > 0) & (norm >= growth * earlier * (1 - 1e-5))
+    return active
+
+
+def _parts(state: Any, field: str) -> dict[str, Any]:
+    """One field of all low-rank states inside `state`, by path."""
+
+    def is_low_rank(node: Any) -> bool:
+        return hasattr(node, "bases") and isinstance(node.bases, dict)
+
+    found: dict[str, Any] = {}
+    for node in jax.tree.leaves(state, is_leaf=is_low_rank):
+        if is_low_rank(node):
+            found |= getattr(node, field, {})
+    return found
+
+
+def _projected(
+    state: Any, gradient: Any, low_rank: Any
+) -> Iterator[tuple[Frame, jax.Array, jax.Array]]:
+    """Frame, rank-major factors and gradient of every leaf with a basis of one matrix."""
+    bases = _parts(state, "bases")
+    if not bases:
+        raise ValueError("the state has no low-rank part: give the state of galore, fira, ...")
+    specs = resolve(low_rank, gradient)
+    for (name, leaf), spec in zip(named_leaves(gradient), specs, strict=True):
+        if name not in bases or spec is None:
+            continue
+        known = spec.projector is not None or _is_matrix(bases[name])
+        whole = spec.completed(DEFAULTS)
+        if known and isinstance(whole.projector, OneSided):
+            frame = whole.frame(name, leaf.shape)
+            yield frame, whole.projector.factors(frame, bases[name]), leaf
+
+
+def _scaled(frame: Frame, leaf: jax.Array) -> jax.Array:
+    """The matrices of a leaf, scaled so that no square leaves the range of float32."""
+    matrix = at_least_float32(frame.axes.to_matrix(leaf))
+    largest = jnp.max(jnp.abs(matrix), (-2, -1), keepdims=True)
+    return matrix / jnp.where(largest == 0, 1, largest)
+
+
+def _low(frame: Frame, factors: jax.Array, matrix: jax.Array) -> jax.Array:
+    return SubspaceIteration().project(frame, factors, matrix)
+
+
+def _sum_squares(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(x), (-2, -1))
+
+
+def _is_matrix(basis: Any) -> bool:
+    return hasattr(basis, "dtype") and jnp.issubdtype(basis.dtype, jnp.floating) and basis.ndim >= 2
+
+
+def _batch(refresh: Any) -> tuple[int, ...]:
+    return tuple(refresh.fitted.shape)
+
+
+def _growth(low_rank: Any) -> float:
+    """Of the limiter that `low_rank` asks for, or of the default one."""
+    values = [value for _, value in as_rules(low_rank).pairs]
+    if as_rules(low_rank).has_default:
+        values.append(as_rules(low_rank).default)
+    rules = [value.residual for value in values if isinstance(value, LowRank)]
+    limited = [rule.growth for rule in rules if isinstance(rule, NormScaled | Scaling)]
+    return min(limited, default=NormScaled().growth)
