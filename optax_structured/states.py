@@ -38,8 +38,8 @@ def reinit(tx: Any, state: Any, params: Any, where: str) -> Any:
         item.path for item in rules((where, True), default=False).assign(params) if item.value
     }
     fresh = tx.init(params)
-    structure = jax.tree.structure(state)
-    if not jax.tree.structure(fresh) == structure:
+    structure: Any = jax.tree.structure(state)
+    if structure != jax.tree.structure(fresh):
         raise ValueError(
             "reinit: tx.init(params) and the state differ in structure; give the transformation "
             "and the parameters that the state was made for"

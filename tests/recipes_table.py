@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,11 @@ class Case:
     scalars: Mapping[str, float]  # every argument that a schedule may drive
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def low_rank(self) -> bool:
+        """State that is not shaped like params, and gradients that are not finite count as zero."""
+        return "low_rank" in self.fixed
+
     def build(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
         if not overrides:
             return _built(self)
@@ -32,6 +37,11 @@ class Case:
 def _built(case: Case) -> optax.GradientTransformationExtraArgs:
     """One transformation a line, so that `jitted` compiles each of them once a session."""
     return case.make(**case.fixed, **case.scalars)
+
+
+def of_rank(rank: Any, **parts: Any) -> Mapping[str, Any]:
+    """A period of 2, so that subspaces move within the few steps of a test."""
+    return {"low_rank": oxs.LowRank(rank, period=2, **parts)}
 
 
 def sgd_then_prox(learning_rate, regularizer, strength):
@@ -56,6 +66,19 @@ ADAM = {"learning_rate": 0.05, "strength": 0.05, "b1": 0.9, "b2": 0.99, "eps": 1
 ADAMW = {**ADAM, "weight_decay": 0.1}
 PLAIN = {"learning_rate": 0.05, "strength": 0.05}
 
+GALORE = {"learning_rate": 0.05, "scale": 0.5, "b1": 0.9, "b2": 0.99, "eps": 1e-6}
+GALOREW = {**GALORE, "weight_decay": 0.1}
+LION = {"learning_rate": 0.05, "scale": 0.5, "weight_decay": 0.1}
+DCT_ADAMW = {"learning_rate": 0.05, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
+TRION = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 0.1, "adam_learning_rate": 0.05}
+LDADAM = {**DCT_ADAMW, "rho": 0.9}
+
+KEEP = {"projector": oxs.SVD(), "transport": oxs.Keep()}
+ROTATE = {"projector": oxs.RandomizedRange(), "transport": oxs.Rotate()}
+LAZY = {"refresh": oxs.Lazy(threshold=0.1, memory=1)}
+STAGGERED = {"refresh": oxs.Staggered()}
+LION_INSIDE = {"inner": optax.scale_by_lion()}
+
 CASES = (
     Case("ramda", oxs.ramda, RAMDA, GROUPS),
     Case("ramda_without_regularizer", oxs.ramda, {**RAMDA, "strength": 0.0}),
@@ -71,9 +94,28 @@ CASES = (
     Case("prox_adam_amsgrad", oxs.prox_adam, ADAMW, {**GROUPS, "amsgrad": True}),
     Case("prox_ssi", oxs.prox_ssi, ADAMW, {"regularizer": oxs.GroupMCP(-2, gamma=1e3)}),
     Case("sgd_then_prox", sgd_then_prox, PLAIN, GROUPS),
+    Case("galore", oxs.galore, GALORE, of_rank(2)),
+    Case("galore_as_published", oxs.galore, GALOREW, of_rank(2, **KEEP)),
+    Case("galore_lazy_rotate", oxs.galore, GALOREW, of_rank(2, **LAZY, **ROTATE)),
+    Case("galore_staggered_lion", oxs.galore, LION, {**of_rank(2, **STAGGERED), **LION_INSIDE}),
+    Case("galore_tucker", oxs.galore, GALORE, of_rank(3, projector=oxs.Tucker())),
+    Case("fira", oxs.fira, GALOREW, of_rank(2)),
+    Case("apollo", oxs.apollo, GALOREW, of_rank(2)),
+    Case("apollo_mini", oxs.apollo_mini, GALOREW, of_rank(1)),
+    Case("dct_adamw", oxs.dct_adamw, DCT_ADAMW, of_rank(2)),
+    Case("trion", oxs.trion, TRION, of_rank(2)),
+    Case("grad_norm_lorp", oxs.grad_norm_lorp, GALOREW, of_rank(2)),
+    Case("ldadam", oxs.ldadam, LDADAM, {"low_rank": oxs.LowRank(2)}),  # moves at every step
 )
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+def _every(cases: Iterable[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", list(cases), ids=lambda case: case.name)
+
+
+every_case = _every(CASES)
+every_low_rank_case = _every(case for case in CASES if case.low_rank)
+every_other_case = _every(case for case in CASES if not case.low_rank)
 
 
 # Small, and one structured leaf only: most of the time of these tests is XLA's, compiling it.

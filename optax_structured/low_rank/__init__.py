@@ -1,6 +1,8 @@
 """Low-rank projection of gradients: a wrapper around any transformation, and its parts."""
 
+from optax_structured.low_rank.factors import Factors, factorize, merge, train_factors
 from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.ldadam import LDAdamState, scale_by_ldadam
 from optax_structured.low_rank.projectors import (
     DCT,
     SVD,
@@ -36,6 +38,12 @@ from optax_structured.low_rank.transports import (
     Transport,
     VarianceAware,
 )
+from optax_structured.low_rank.welore import (
+    WelorePlan,
+    WelorePlanEntry,
+    singular_values,
+    welore_plan,
+)
 from optax_structured.low_rank.wrapper import LowRankState, RefreshState, low_rank_projection
 
 __all__ = [
@@ -45,8 +53,10 @@ __all__ = [
     "Drop",
     "ErrorFeedback",
     "External",
+    "Factors",
     "Frame",
     "Keep",
+    "LDAdamState",
     "Lazy",
     "LazyState",
     "LowRank",
@@ -69,5 +79,13 @@ __all__ = [
     "Tucker",
     "TwoSided",
     "VarianceAware",
+    "WelorePlan",
+    "WelorePlanEntry",
+    "factorize",
     "low_rank_projection",
+    "merge",
+    "scale_by_ldadam",
+    "singular_values",
+    "train_factors",
+    "welore_plan",
 ]

@@ -23,7 +23,11 @@ class Factors:
       axes: the matrix view of the leaf that they stand for.
       shape: its shape.
 
-    Example: see `factorize`.
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> factors = oxs.Factors(jnp.ones((3, 1)), jnp.ones((1, 2)), oxs.Axes(), (3, 2))
+      >>> factors.product().shape
+      (3, 2)
     """
 
     left: Any

@@ -50,11 +50,11 @@ class SVDStart(SubspaceIteration):
 
         def cold(basis: Basis, gradient: Any, fitted: Any, key: Any) -> Basis:
             first = SVD().refit(frame, basis, gradient, fitted, key)
-            later = warm(frame, basis, gradient, jnp.ones_like(fitted), key)
-            return jnp.where(fitted[..., None, None], later, first)
+            later = warm(frame, basis, gradient, fitted | True, key)
+            return _where(fitted, later, first)
 
         def again(basis: Basis, gradient: Any, fitted: Any, key: Any) -> Basis:
-            return warm(frame, basis, gradient, jnp.ones_like(fitted), key)
+            return warm(frame, basis, gradient, fitted | True, key)
 
         return branch(~jnp.all(fitted), cold, again, basis, gradient, fitted, key)
 
@@ -131,7 +131,7 @@ def scale_by_ldadam(
             places, wide = Places(frame, leaf), jnp.promote_types(leaf.dtype, jnp.float32)
             shapes = jax.eval_shape(functools.partial(spec.projector.init, frame, wide))
             bases[name] = jax.tree.map(places.basis, shapes)
-            fitted[name] = jnp.zeros(frame.batch, bool)
+            fitted[name] = places.basis(jax.ShapeDtypeStruct(frame.batch, bool))
             low = jax.ShapeDtypeStruct(spec.projector.low_shape(frame), wide)
             mu[name], nu[name] = places.low(low), places.low(low)
             if error_feedback:
@@ -196,11 +196,7 @@ def _moved(
     usable = jnp.isfinite(size) & (size > 0)
     key = jax.random.fold_in(jax.random.key(zlib.crc32(name.encode())), old.clock.count)
     fit = projector.refit(frame, old.bases[name], frame.turn(target), old.fitted[name], key)
-    basis = jax.tree.map(
-        lambda f, b: jnp.where(usable.reshape(*usable.shape, *(1,) * (f.ndim - usable.ndim)), f, b),
-        fit,
-        old.bases[name],
-    )
+    basis = jax.tree.map(lambda f, b: _where(usable, f, b), fit, old.bases[name])
     rotation = projector.overlap(frame, old.bases[name], basis)
     moved, nu = variance_aware(rotation, mu, nu, first, second)
     step = before._replace(factors=at_hand(basis))
@@ -224,6 +220,13 @@ def _adam(state: LDAdamState, name: str, gradient: jax.Array, decays: _Decays) -
     nu = state.nu[name] = average(state.nu[name], jnp.square(gradient), decays.b2)
     mean, square = mu / state.mean.astype(mu.dtype), nu / state.mean_square.astype(nu.dtype)
     return divided(mean, square, decays.eps, gradient)
+
+
+def _where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Matrix by matrix, where the new one is."""
+    mask = chosen.reshape(*chosen.shape, *(1,) * (new.ndim - chosen.ndim))
+    mask = placement.like(jnp.broadcast_to(mask, new.shape), new)
+    return jnp.where(mask, new, placement.like(old, new))
 
 
 def _left(p: Projected) -> tuple[Any, Frame]:

@@ -41,7 +41,17 @@ class WelorePlanEntry(NamedTuple):
 class WelorePlan(Mapping[str, int | None]):
     """A mapping `{path: rank of the factors, or None where the matrix stays dense}`.
 
-    Built by `welore_plan`; the leaves that were not considered are not in it.
+    Built by `welore_plan`; leaves that it did not consider are not in it.
+
+    Args:
+      threshold: on the normalised singular values.
+      entries: one for each leaf that was considered.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> plan = oxs.welore_plan({"mlp": jnp.diag(jnp.array([1.0, 0.0, 0.0]))}, threshold=0.5)
+      >>> plan["mlp"], plan.entries[0].matrix_shape
+      (1, (3, 3))
     """
 
     threshold: float

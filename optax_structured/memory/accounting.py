@@ -155,7 +155,8 @@ def memory_report(
       A `MemoryReport`: `.state_bytes`, `.state_numbers`, `.weight_bytes`, `.gradient_bytes`,
       `.leaves`; `print(report)` shows the table. Accumulators are float32 here, so
       `.state_bytes` is four times `.state_numbers` (and a little for counters), whatever the dtype
-      of the parameters; published tables count two bytes a number.
+      of the parameters; published tables count two bytes a number. An inner transformation may
+      hold less: `galore(..., inner=optax.scale_by_adam(mu_dtype="bfloat16"))`.
 
     Raises:
       ValueError: an unknown method; rules that match nothing.

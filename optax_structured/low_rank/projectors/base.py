@@ -98,7 +98,7 @@ class OneSided(Projector):
 
     def factors(self, frame: Frame, basis: Basis) -> jax.Array:
         r""":math:`P^\top`, (\*batch, rank, size)."""
-        return basis  # type: ignore[no-any-return]
+        return basis
 
     def matrix(self, frame: Frame, basis: Basis) -> jax.Array:
         r"""P, (\*batch, size, rank)."""

@@ -63,8 +63,8 @@ def cholesky_qr2(a: jax.Array) -> jax.Array:
     shift = rank * jnp.finfo(a.dtype).eps  # the norm of the Gram matrix is at most r
     first = _whiten(scaled, product(transpose(scaled), scaled, HIGHEST) + shift * eye)
     gram = product(transpose(first), first, HIGHEST)
-    # An orthonormality defect d becomes about d^2 by rounding alone, of the order of 1 here.
-    good = jnp.sum((gram - eye) ** 2, (-2, -1), keepdims=True) <= 0.25  # False for NaN
+    # Up to a defect of 1/2 the second pass is as accurate as products are; False for NaN.
+    good = jnp.sum((gram - eye) ** 2, (-2, -1), keepdims=True) <= 0.25
     second = _whiten(first, gram)
     return branch(jnp.any(~good), _mended, lambda good, q, a: q, good, second, a)
 

@@ -35,8 +35,8 @@ class SubspaceIteration(OneSided):
         energy of an SVD or more where spectra decay, two come closer on flat ones.
       cold_iterations: steps at the first fit, at least 1; 2.
       orthonormalize: `"qr"` (default), Householder, orthonormal whatever the gradient; or
-        `"cholesky"`, two passes of shifted Cholesky-QR after each product, which never gather a
-        sharded axis and hand over to Householder by themselves where columns are dependent.
+        `"cholesky"`, two passes of shifted Cholesky-QR after each product, which gather no sharded
+        axis, but for dependent columns, where Householder takes over.
 
     Raises:
       ValueError: iterations that are not ints of at least 1, an unknown `orthonormalize`.

@@ -26,8 +26,9 @@ class TwoSided(Projector):
     .. math:: G = U S V^\top, \qquad P = U_{:,\,:r}, \quad Q = V_{:,\,:r}, \qquad
         R = P^\top G\,Q, \quad \text{back } P N Q^\top
 
-    R is (rank, rank), diagonal at the fit itself: the smallest state, at the price of a second
-    basis and of the least freedom. Signs as in `SVD`, on each side for itself.
+    R is (rank, rank): the smallest state, at the price of a second basis and of the least freedom.
+    At the fit itself R is diagonal up to rounding, and the first step of an Adam inside makes full
+    steps of that rounding. Signs as in `SVD`, on each side for itself.
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
