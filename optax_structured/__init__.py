@@ -1,6 +1,6 @@
 """Composable optax transformations for training that ends exactly sparse or low rank."""
 
-from optax_structured import diagnostics
+from optax_structured import diagnostics, memory
 from optax_structured.low_rank import (
     DCT,
     SVD,
@@ -43,6 +43,7 @@ from optax_structured.low_rank import (
     train_factors,
     welore_plan,
 )
+from optax_structured.memory import MemoryReport, memory_report, state_bytes
 from optax_structured.proximal import (
     AdamPreconditionerState,
     AdaptivePreconditionerState,
@@ -101,6 +102,8 @@ from optax_structured.regularizers import (
     certificate,
     presets,
 )
+from optax_structured.sharding import choose_sides, state_shardings
+from optax_structured.states import reinit
 from optax_structured.transforms import (
     AccumulateState,
     BiasCorrectionState,
@@ -160,6 +163,7 @@ __all__ = [
     "LookaheadState",
     "LowRank",
     "LowRankState",
+    "MemoryReport",
     "MovingAverageState",
     "NonNegative",
     "NormGrowthLimiterState",
@@ -203,6 +207,7 @@ __all__ = [
     "apollo_mini",
     "bias_correction",
     "certificate",
+    "choose_sides",
     "dct_adamw",
     "debiased_adam",
     "decay_updated_weights",
@@ -215,6 +220,8 @@ __all__ = [
     "ldadam",
     "lookahead_weight_norm",
     "low_rank_projection",
+    "memory",
+    "memory_report",
     "merge",
     "moving_average",
     "norm_growth_limiter",
@@ -228,10 +235,13 @@ __all__ = [
     "prox_step",
     "ramda",
     "record_point",
+    "reinit",
     "restart_at",
     "rmda",
     "rules",
     "scale_by_ldadam",
+    "state_bytes",
+    "state_shardings",
     "train_factors",
     "trion",
     "uncorrected_adam",

@@ -1,11 +1,14 @@
 """What a compiled program communicates, and when."""
 
+import functools
 import re
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _OPERATION = re.compile(r" = (.*?) ([a-z][a-z\-]*?)(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_SIDES = re.compile(r"(?:branch_computations|true_computation)=(.*)")
+_NAME = re.compile(r"%([\w.\-]+)")
 _SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 
@@ -32,6 +35,24 @@ def all_collectives(text):
     """All communication of a compiled program."""
     found = ((line, _OPERATION.search(line)) for line in text.splitlines())
     return [line for line, operation in found if operation and operation[2] in COLLECTIVES]
+
+
+def unavoidable(text, word):
+    """Whether a line with this word runs at every step, whichever sides the conditionals take."""
+    computations, entry = _computations(text)
+
+    @functools.cache
+    def runs(name):
+        return any(map(line_runs, computations[name]))
+
+    def line_runs(line):
+        operation = _OPERATION.search(line)
+        if operation and operation[2] == "conditional":
+            (sides,) = _SIDES.findall(line)
+            return all(map(runs, _NAME.findall(sides)))
+        return word in line or any(map(runs, _CALLED.findall(line)))
+
+    return runs(entry)
 
 
 def shapes_of(line):

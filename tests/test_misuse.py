@@ -49,38 +49,31 @@ def unfinished_chain():
     return optax.apply_updates(PARAMS, updates)
 
 
+AT_LEAST_ZERO = "must be a finite number of at least 0 or a schedule"
+ABOVE_ZERO = "must be a finite number above 0 or a schedule"
+FRACTION = r"must be in \[0, 1\) or a schedule"
 NUMBERS = {
-    "learning_rate": (-0.1, float("nan"), float("inf")),
-    "strength": (-1e-3, float("nan")),
-    "momentum": (1.0, -0.1, 1.5, float("nan")),
-    "b1": (1.0, -0.1),
-    "b2": (1.0, -0.1),
-    "eps": (0.0, -1e-6, float("nan")),
-    "weight_decay": (-0.1, float("nan")),
-}
-RANGES = {
-    "learning_rate": "must be a finite number of at least 0 or a schedule",
-    "strength": "must be a finite number of at least 0 or a schedule",
-    "momentum": r"must be in \[0, 1\) or a schedule",
-    "b1": r"must be in \[0, 1\) or a schedule",
-    "b2": r"must be in \[0, 1\) or a schedule",
-    "eps": "must be a finite number above 0 or a schedule",
-    "weight_decay": "must be a finite number of at least 0 or a schedule",
+    "learning_rate": (AT_LEAST_ZERO, (-0.1, float("nan"), float("inf"))),
+    "strength": (AT_LEAST_ZERO, (-1e-3, float("nan"))),
+    "momentum": (FRACTION, (1.0, -0.1, 1.5, float("nan"))),
+    "b1": (FRACTION, (1.0, -0.1)),
+    "b2": (FRACTION, (1.0, -0.1)),
+    "eps": (ABOVE_ZERO, (0.0, -1e-6, float("nan"))),
+    "weight_decay": (AT_LEAST_ZERO, (-0.1, float("nan"))),
 }
 
 
-def numbers():
+def bad_numbers(recipes, table, **arguments):
     """Every recipe with every bad number for every scalar that it has."""
-    for recipe, make in RECIPES.items():
-        for name, values in NUMBERS.items():
-            if name not in make.__kwdefaults__ and name not in ("learning_rate", "strength"):
+    for recipe, make in recipes.items():
+        for name, (message, values) in table.items():
+            if name not in make.__kwdefaults__ and name not in arguments:
                 continue
             for value in values:
-                arguments = {"learning_rate": 0.1, "regularizer": GROUPS, "strength": 0.1}
                 yield (
                     f"{recipe}-{name}={value}",
                     lambda make=make, a={**arguments, name: value}: make(**a),
-                    f"{name} {RANGES[name]}, got",
+                    f"{name} {message}, got",
                 )
 
 
@@ -107,7 +100,7 @@ TRANSFORMATIONS = {
 }
 
 MISUSE = [
-    *numbers(),
+    *bad_numbers(RECIPES, NUMBERS, learning_rate=0.1, regularizer=GROUPS, strength=0.1),
     *((f"between-{n}", between(foreign), FOREIGN) for n, foreign in TRANSFORMATIONS.items()),
     *((f"before-{n}", before_the_prox(foreign), FOREIGN) for n, foreign in TRANSFORMATIONS.items()),
     *((f"no-params-{n}", without_params(make), NO_PARAMS) for n, make in RECIPES.items()),

@@ -76,7 +76,7 @@ def effective_rank(state: Any, gradient: Any, low_rank: Any) -> dict[str, jax.Ar
 
 
 def subspace_overlap(old: Any, new: Any, low_rank: Any) -> dict[str, jax.Array]:
-    r""":math:`\|P_{old}^\top P_{new}\|_F^2 / r`: the mean squared cosine of the angles between them.
+    r""":math:`\|P_{old}^\top P_{new}\|_F^2 / r`: the mean squared cosine of their angles.
 
     Args:
       old: state of an optimizer with a low-rank part.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.transports import Keep, variance_aware
-from optax_structured.low_rank.wrapper import Projected, plan
+from optax_structured.low_rank.wrapper import Projected, plan, seed_of
 from optax_structured.transforms.adam import average, divided
 from optax_structured.trees import Rules, as_rules, placement
 from optax_structured.trees.precision import at_least_float32, scalar_dtype
@@ -44,19 +43,19 @@ class SVDStart(SubspaceIteration):
     """Subspace iteration that begins at the leading singular vectors of the first gradient."""
 
     def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
     ) -> Basis:
         warm = super().refit
 
-        def cold(basis: Basis, gradient: Any, fitted: Any, key: Any) -> Basis:
-            first = SVD().refit(frame, basis, gradient, fitted, key)
-            later = warm(frame, basis, gradient, fitted | True, key)
+        def cold(basis: Basis, gradient: Any, fitted: Any, seed: Any) -> Basis:
+            first = SVD().refit(frame, basis, gradient, fitted, seed)
+            later = warm(frame, basis, gradient, fitted | True, seed)
             return _where(fitted, later, first)
 
-        def again(basis: Basis, gradient: Any, fitted: Any, key: Any) -> Basis:
-            return warm(frame, basis, gradient, fitted | True, key)
+        def again(basis: Basis, gradient: Any, fitted: Any, seed: Any) -> Basis:
+            return warm(frame, basis, gradient, fitted | True, seed)
 
-        return branch(~jnp.all(fitted), cold, again, basis, gradient, fitted, key)
+        return branch(~jnp.all(fitted), cold, again, basis, gradient, fitted, seed)
 
 
 _DEFAULTS = LowRank(
@@ -194,8 +193,8 @@ def _moved(
     target = rho * before.lift(places.low_at_hand(mu / first)) + (1 - rho) * a
     size = jnp.sum(jnp.abs(target), (-2, -1))
     usable = jnp.isfinite(size) & (size > 0)
-    key = jax.random.fold_in(jax.random.key(zlib.crc32(name.encode())), old.clock.count)
-    fit = projector.refit(frame, old.bases[name], frame.turn(target), old.fitted[name], key)
+    seed = seed_of(name, old.clock.count)
+    fit = projector.refit(frame, old.bases[name], frame.turn(target), old.fitted[name], seed)
     basis = jax.tree.map(lambda f, b: _where(usable, f, b), fit, old.bases[name])
     rotation = projector.overlap(frame, old.bases[name], basis)
     moved, nu = variance_aware(rotation, mu, nu, first, second)

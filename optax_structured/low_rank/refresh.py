@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax_structured.checks import check_fraction
 from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.projectors.base import Basis, OneSided, Projector
+from optax_structured.trees.placement import like, whole_matrices
 
 
 class Refresh(abc.ABC):
@@ -152,12 +153,14 @@ class Lazy(Refresh):
             value = jnp.mean(jnp.sum(overlap**2, (-2, -1))) / overlap.shape[-1]
             direction = state.direction
         else:
-            direction = projector.factors(frame, new)[..., 0, :].astype(state.direction.dtype)
+            leading = whole_matrices(projector.factors(frame, new))[..., 0, :]
+            direction = like(leading.astype(state.direction.dtype), state.direction)
             first = jnp.all(state.direction == 0)
             value = jnp.mean(jnp.abs(jnp.sum(direction * state.direction, -1)))
         latest = jnp.append(state.similarities[1:], value.astype(jnp.float32))
         similarities = jnp.where(first, state.similarities, latest)
         seen = jnp.where(first, 0, jnp.minimum(state.seen + 1, self.memory))
-        stable = (seen == self.memory) & (jnp.mean(similarities) >= self.threshold)
+        similar = jnp.mean(similarities) >= self.threshold if self.threshold < 1 else False
+        stable = (seen == self.memory) & similar
         gap = jnp.where(stable, (self.growth * state.gap).astype(jnp.int32), state.gap)
         return LazyState(gap, similarities, seen, direction)

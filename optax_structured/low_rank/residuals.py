@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax_structured.checks import check_fraction
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.placing import Places
 from optax_structured.low_rank.projectors.base import Factors, OneSided, Projector
 from optax_structured.transforms.limiter import limit
 from optax_structured.trees.placement import like, zeros
@@ -48,7 +49,7 @@ class Residual(abc.ABC):
     def check(self, projector: Projector) -> None:  # noqa: B027  (nothing to check by default)
         """Raises ValueError for a projector that this rule cannot work with."""
 
-    def init(self, frame: Frame, dtype: Any, place: Any) -> Any:
+    def init(self, frame: Frame, dtype: Any, places: Places) -> Any:
         """What the rule remembers of a leaf."""
         return ()
 
@@ -98,8 +99,8 @@ class ErrorFeedback(Residual):
     def __post_init__(self) -> None:
         check_fraction("momentum", self.momentum)
 
-    def init(self, frame: Frame, dtype: Any, place: Any) -> Any:
-        buffer = zeros(frame.shape, dtype, *(place or ()))
+    def init(self, frame: Frame, dtype: Any, places: Places) -> Any:
+        buffer = zeros(frame.shape, dtype, *(places.leaf or ()))
         return buffer if self.codec is None else self.codec.encode(buffer)
 
     def absorb(self, state: Any, gradient: jax.Array) -> jax.Array:
@@ -153,8 +154,10 @@ class NormScaled(Residual):
                 "orthonormal columns; use Scaling(), or an orthonormal projector"
             )
 
-    def init(self, frame: Frame, dtype: Any, place: Any) -> jax.Array:
-        return jnp.zeros(frame.batch, dtype)  # norm of the last limited residual, a matrix each
+    def init(self, frame: Frame, dtype: Any, places: Places) -> jax.Array:
+        return places.basis(
+            jax.ShapeDtypeStruct(frame.batch, dtype)
+        )  # norm of the last limited residual, a matrix each
 
     def combine(
         self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array
@@ -190,8 +193,8 @@ class Scaling(Residual):
     def check(self, projector: Projector) -> None:
         _check_one_sided(self, projector)
 
-    def init(self, frame: Frame, dtype: Any, place: Any) -> jax.Array:
-        return jnp.zeros(frame.batch, dtype)  # as in NormScaled
+    def init(self, frame: Frame, dtype: Any, places: Places) -> jax.Array:
+        return places.basis(jax.ShapeDtypeStruct(frame.batch, dtype))  # as in NormScaled
 
     def combine(
         self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array

@@ -73,7 +73,7 @@ class LowRank:
                     f"LowRank(..., {name}=...) takes {kind.__name__} objects, got {value!r}"
                 )
         if self.dtype is not None:
-            jnp.dtype(self.dtype)
+            _check_dtype(self.dtype)
         if self.projector is not None:
             for part in (self.refresh, self.residual, self.transport):
                 if part is not None:
@@ -128,6 +128,15 @@ def completed(low_rank: Any, other: LowRank) -> Rules:
     if not table.has_default:
         return Rules(pairs)
     return Rules(pairs, fill(table.default))
+
+
+def _check_dtype(dtype: Any) -> None:
+    try:
+        known = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(f"dtype must name a floating-point type such as 'bfloat16', got {dtype!r}")
 
 
 def _check_period(period: Any) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax_structured.checks import check_fraction
 from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.projectors.base import Basis, OneSided, Projector, transpose
+from optax_structured.low_rank.projectors.orthonormal import householder
 from optax_structured.trees.placement import like, product, whole_matrices
 
 # The fields of optax's states, by the power of the gradient that they average. Nothing is guessed:
@@ -177,8 +178,7 @@ def polar(c: jax.Array, iterations: int = 24) -> jax.Array:
 
     # A norm of 1 plus rounding is inside the region of convergence, which ends at sqrt(3).
     x = jax.lax.fori_loop(0, iterations, step, whole_matrices(c))
-    q, r = jnp.linalg.qr(x)
-    return q * jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
+    return householder(x)
 
 
 def _power(field: str, transport: Transport) -> int:

@@ -122,9 +122,9 @@ def low_rank_projection(
             places = Places(frame, leaf)
             shapes = jax.eval_shape(functools.partial(spec.projector.init, frame, dtype))
             bases[name] = jax.tree.map(places.basis, shapes)
-            fitted = jnp.zeros(frame.batch, bool)
+            fitted = places.basis(jax.ShapeDtypeStruct(frame.batch, bool))
             refresh[name] = RefreshState(fitted, spec.refresh.init(frame, spec.period))
-            residual[name] = spec.residual.init(frame, dtype, places.leaf)
+            residual[name] = spec.residual.init(frame, dtype, places)
             low[name] = places.low(jax.ShapeDtypeStruct(spec.projector.low_shape(frame), dtype))
         state = inner.init(low)
         inner_state.check(inner, low, state)
@@ -174,7 +174,9 @@ def low_rank_projection(
             moved, residual[name] = p.spec.residual.combine(
                 residual[name], steps[name], projected, direction
             )
-            out[name] = placement.like(p.frame.axes.from_matrix(moved, p.frame.shape).astype(leaf.dtype), leaf)
+            out[name] = placement.like(
+                p.frame.axes.from_matrix(moved, p.frame.shape).astype(leaf.dtype), leaf
+            )
         structure: Any = jax.tree.structure(updates)
         new = LowRankState(optax.safe_increment(count), bases, memory, residual, moments)
         return structure.unflatten([out[name] for name in leaves]), new
@@ -226,16 +228,14 @@ def _refreshed(
     spec, frame = p.spec, p.frame
     projector, transport = spec.projector, spec.transport
     due = spec.refresh.due(memory.rule, count, spec.period, p.share) if mask is None else mask
-    if due is not True:
-        due = due | ~jnp.all(memory.fitted)
+    due = due | ~memory.fitted  # matrix by matrix: one that waits for its first fit moves no other
 
     def refit(
         usable: Any, basis: Any, memory: RefreshState, fields: Any, gradient: Any, count: Any
     ) -> Any:
         wide = at_least_float32(gradient)
-        # The key is a function of leaf and step: the same on all replicas, and after a restore.
-        key = jax.random.fold_in(jax.random.key(zlib.crc32(frame.name.encode())), count)
-        fit = projector.refit(frame, basis, wide, memory.fitted, key)
+        seed = seed_of(frame.name, count)
+        fit = projector.refit(frame, basis, wide, memory.fitted, seed)
         fit = jax.tree.map(lambda new, old: _where(usable, new, old), fit, basis)
         rule = spec.refresh.after(memory.rule, projector, frame, basis, fit)
         kept = transport.basis(projector, frame, basis, fit)
@@ -256,20 +256,28 @@ def _refreshed(
         del usable, gradient, count
         return basis, memory, fields
 
-    def look(gradient: jax.Array) -> jax.Array:
+    def look(gradient: jax.Array, fitted: jax.Array) -> jax.Array:
         size = jnp.sum(jnp.abs(at_least_float32(gradient)), (-2, -1))
         return jnp.isfinite(size) & (size > 0)
 
-    usable = branch(due, look, lambda g: jnp.zeros(frame.batch, bool), gradient)
+    def look_away(gradient: jax.Array, fitted: jax.Array) -> jax.Array:
+        return jnp.zeros_like(fitted)
+
+    usable = due & branch(jnp.any(due), look, look_away, gradient, memory.fitted)
     operands = (usable, basis, memory, fields, gradient, count)
     return branch(jnp.any(usable), refit, keep, *operands)
+
+
+def seed_of(name: str, count: jax.Array) -> jax.Array:
+    """A function of leaf and step: the same on all replicas, and after a restore."""
+    return jnp.uint32(zlib.crc32(name.encode())) + count.astype(jnp.uint32)
 
 
 def _where(usable: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     """Matrix by matrix."""
     if new.ndim < usable.ndim:
         return jnp.where(jnp.any(usable), new, old)
-    keep = usable.reshape(*usable.shape, *(1,) * (new.ndim - usable.ndim))
+    keep = jnp.expand_dims(usable, tuple(range(usable.ndim, new.ndim)))
     return jnp.where(keep, new, placement.like(old, new))
 
 

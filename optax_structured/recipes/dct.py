@@ -14,7 +14,7 @@ from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, ErrorFeedback
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.wrapper import low_rank_projection, plan
-from optax_structured.recipes.parts import decoupled
+from optax_structured.recipes.parts import decoupled, descent, finite
 from optax_structured.transforms import debiased_adam, orthogonalize
 from optax_structured.trees import Rules, resolve
 
@@ -80,7 +80,7 @@ def dct_adamw(
     return optax.chain(
         low_rank_projection(debiased_adam(b1, b2, eps), completed(low_rank, published)),
         *decoupled(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+        descent(learning_rate),
     )
 
 
@@ -159,12 +159,13 @@ def trion(
         low_rank_projection(orthogonalize(), table),
         _scaled_by_shape(table, scaling),
         *decoupled(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+        descent(learning_rate),
     )
     others = optax.chain(
+        finite(),
         debiased_adam(0.9, 0.95, 1e-10),
         *decoupled(weight_decay),
-        optax.scale_by_learning_rate(adam_learning_rate),
+        descent(adam_learning_rate, "adam_learning_rate"),
     )
     return optax.partition({"matrix": matrices, "other": others}, labels)
 

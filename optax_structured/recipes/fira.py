@@ -7,7 +7,7 @@ from optax_structured.low_rank.projectors import RandomProjection
 from optax_structured.low_rank.residuals import NormScaled, Scaling
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.wrapper import low_rank_projection
-from optax_structured.recipes.parts import adam_or, decayed
+from optax_structured.recipes.parts import adam_or, decayed, descent
 from optax_structured.transforms import bias_correction, uncorrected_adam
 from optax_structured.trees import Rules
 
@@ -76,7 +76,7 @@ def fira(
     return optax.chain(
         low_rank_projection(inner, completed(low_rank, _FIRA), scale=scale),
         *correction,
-        optax.scale_by_learning_rate(learning_rate),
+        descent(learning_rate),
         *decayed(learning_rate, weight_decay),
     )
 
@@ -136,7 +136,7 @@ def apollo(
             uncorrected_adam(b1, b2, eps), completed(low_rank, _APOLLO), scale=scale
         ),
         bias_correction(b1, b2),
-        optax.scale_by_learning_rate(learning_rate),
+        descent(learning_rate),
         *decayed(learning_rate, weight_decay),
     )
 

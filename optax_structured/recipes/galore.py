@@ -5,7 +5,7 @@ import optax
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
-from optax_structured.recipes.parts import adam_or, decayed
+from optax_structured.recipes.parts import adam_or, decayed, descent
 from optax_structured.trees import Rules
 
 
@@ -72,6 +72,6 @@ def galore(
     return optax.chain(
         low_rank_projection(inner, low_rank, scale=scale),
         *correction,
-        optax.scale_by_learning_rate(learning_rate),
+        descent(learning_rate),
         *decayed(learning_rate, weight_decay),
     )

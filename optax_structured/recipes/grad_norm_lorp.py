@@ -9,7 +9,7 @@ from optax_structured.checks import check_nonnegative
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
-from optax_structured.recipes.parts import decayed
+from optax_structured.recipes.parts import decayed, descent
 from optax_structured.transforms import (
     bias_correction,
     lookahead_weight_norm,
@@ -84,7 +84,7 @@ def grad_norm_lorp(
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     projection = low_rank_projection(uncorrected_adam(b1, b2, eps), low_rank, scale=scale)
-    steps = (bias_correction(b1, b2), optax.scale_by_learning_rate(learning_rate))
+    steps = (bias_correction(b1, b2), descent(learning_rate))
     decay = decayed(learning_rate, weight_decay)
     magnitude = optax.chain(uncorrected_adam(b1, b2, eps), *steps, *decay)
     if mode == "lookahead":

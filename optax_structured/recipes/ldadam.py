@@ -5,7 +5,7 @@ import optax
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.ldadam import scale_by_ldadam
 from optax_structured.low_rank.spec import LowRank
-from optax_structured.recipes.parts import decoupled
+from optax_structured.recipes.parts import decoupled, descent
 from optax_structured.trees import Rules
 
 
@@ -62,5 +62,5 @@ def ldadam(
     return optax.chain(
         scale_by_ldadam(low_rank, b1=b1, b2=b2, eps=eps, rho=rho, error_feedback=error_feedback),
         *decoupled(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+        descent(learning_rate),
     )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative
@@ -39,6 +41,14 @@ def scale(factor: ScalarOrSchedule) -> optax.GradientTransformation:
     return optax.scale_by_schedule(factor) if callable(factor) else optax.scale(factor)
 
 
+def descent(
+    learning_rate: ScalarOrSchedule, name: str = "learning_rate"
+) -> optax.GradientTransformation:
+    """Steps of this length against the direction."""
+    check_nonnegative(name, learning_rate)
+    return optax.scale_by_learning_rate(learning_rate)
+
+
 def decayed(
     learning_rate: ScalarOrSchedule, weight_decay: ScalarOrSchedule
 ) -> tuple[optax.GradientTransformation, ...]:
@@ -50,11 +60,21 @@ def decayed(
 
 
 def decoupled(weight_decay: ScalarOrSchedule) -> tuple[optax.GradientTransformation, ...]:
-    """AdamW's decay, before the learning rate, where there is any; else no parameters are needed."""
+    """AdamW's decay, before the learning rate, where there is any; else params are not needed."""
     check_nonnegative("weight_decay", weight_decay)
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         return ()
     return (optax.add_decayed_weights(weight_decay),)
+
+
+def finite() -> optax.GradientTransformation:
+    """Zero for what is not finite, as `low_rank_projection` takes it."""
+
+    def zeroed(updates: Any, params: Any = None) -> Any:
+        del params
+        return jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), updates)
+
+    return optax.stateless(zeroed)
 
 
 def adam_or(

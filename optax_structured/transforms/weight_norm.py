@@ -76,7 +76,7 @@ def weight_normalized(
     def init(params: Any) -> WeightNormalizedState:
         gains = {name: _norms(w) for name, (_, w) in _views(where, params).items()}
         lengths = {name: jnp.copy(g) for name, g in gains.items()} if classical else {}
-        return WeightNormalizedState(direction.init(params), magnitude.init(gains), lengths)
+        return WeightNormalizedState(direction.init(params), _begun(magnitude, gains), lengths)
 
     def update(
         updates: Any, state: WeightNormalizedState, params: Any = None, **extra: Any
@@ -112,7 +112,7 @@ def weight_normalized(
 
         tangents = map_named(tangent, updates)
         moves, directions = direction.update(tangents, state.direction, params, **extra)
-        changes, magnitudes = magnitude.update(along, state.magnitude, gains, **extra)
+        changes, magnitudes = _moved(magnitude, along, state.magnitude, gains, extra)
         updates = map_named(join, moves)
         kept = grown if classical else {}
         return updates, WeightNormalizedState(directions, magnitudes, kept)
@@ -168,7 +168,7 @@ def lookahead_weight_norm(
     def init(params: Any) -> LookaheadState:
         v = jax.tree.map(lambda p: jnp.array(at_least_float32(p), copy=True), params)
         gains = {name: _norms(w) for name, (_, w) in _views(where, v, every=True).items()}
-        return LookaheadState(direction.init(params), magnitude.init(gains), v)
+        return LookaheadState(direction.init(params), _begun(magnitude, gains), v)
 
     def update(
         updates: Any, state: LookaheadState, params: Any = None, **extra: Any
@@ -183,7 +183,7 @@ def lookahead_weight_norm(
             for (name, g), (axes, w) in zip(named_leaves(updates), views.values(), strict=True)
         }
         moves, directions = direction.update(updates, state.direction, state.v, **extra)
-        changes, magnitudes = magnitude.update(along, state.magnitude, gains, **extra)
+        changes, magnitudes = _moved(magnitude, along, state.magnitude, gains, extra)
         v = jax.tree.map(lambda v, m: v + m.astype(v.dtype), state.v, moves)
 
         def step(name: str, v: jax.Array, p: jax.Array) -> jax.Array:
@@ -195,6 +195,17 @@ def lookahead_weight_norm(
         return map_named(step, v, params), LookaheadState(directions, magnitudes, v)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _begun(magnitude: optax.GradientTransformation, gains: dict[str, jax.Array]) -> Any:
+    """Its state; a leaf if there is nothing to normalise, as in what optax.tree.map_params asks."""
+    return magnitude.init(gains) if gains else jnp.zeros(())
+
+
+def _moved(
+    magnitude: optax.GradientTransformationExtraArgs, along: Any, state: Any, gains: Any, extra: Any
+) -> tuple[Any, Any]:
+    return magnitude.update(along, state, gains, **extra) if gains else ({}, state)
 
 
 def _views(where: Any, tree: Any, *, every: bool = False) -> dict[str, tuple[Any, jax.Array]]:

@@ -5,7 +5,7 @@ result of an ambiguous product goes. Off explicit meshes these functions are the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -86,6 +86,21 @@ def like(x: jax.Array, other: jax.Array) -> jax.Array:
 def whole_matrices(x: jax.Array) -> jax.Array:
     """`x` with its last two axes on every device: what a factorisation asks for."""
     return move(x, (*spec_of(x)[:-2], (), ())) if on_explicit_mesh(x) else x
+
+
+def by_matrix(f: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """`f`, which factorises matrices one by one, on a batch of them, each whole on its device.
+
+    On an explicit mesh not all factorisations of JAX take a sharded batch; each device then does
+    its own.
+    """
+    if not on_explicit_mesh(x):
+        return f(x)
+    x = whole_matrices(x)
+    spec = jax.typeof(x).sharding.spec
+    if all(axis is None for axis in spec):
+        return f(x)
+    return jax.shard_map(f, mesh=jax.typeof(x).sharding.mesh, in_specs=spec, out_specs=spec)(x)
 
 
 def home(leaf: Any) -> tuple[Any, Spec] | None:

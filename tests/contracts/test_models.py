@@ -15,29 +15,30 @@ from tolerances import reordered
 STEPS = 3
 X = normal("x", (16, 5))
 Y = normal("y", (16, 3))
-KERNELS = [normal("k0", (5, 4)) / 2, normal("k1", (4, 3)) / 2]
-BIASES = [normal("b0", (4,)) / 2, normal("b1", (3,)) / 2]
+# The same paths in every library: seeds of random subspaces are functions of them.
+START = {
+    "first": {"kernel": normal("k0", (5, 4)) / 2, "bias": normal("b0", (4,)) / 2},
+    "second": {"kernel": normal("k1", (4, 3)) / 2, "bias": normal("b1", (3,)) / 2},
+}
 
 
 @functools.cache
 def reference(case):
     """The same network by hand."""
     tx = case.build()
-    start = {"kernels": KERNELS, "biases": BIASES}
 
     def loss(p):
-        hidden = jnp.tanh(X @ p["kernels"][0] + p["biases"][0])
-        return jnp.mean((hidden @ p["kernels"][1] + p["biases"][1] - Y) ** 2)
+        hidden = jnp.tanh(X @ p["first"]["kernel"] + p["first"]["bias"])
+        return jnp.mean((hidden @ p["second"]["kernel"] + p["second"]["bias"] - Y) ** 2)
 
-    current, state = start, tx.init(start)
+    current, state = START, tx.init(START)
     for _ in range(STEPS):
         current, state = jitted(tx)(jax.grad(loss)(current), state, current)
     return current
 
 
-def assert_same(kernels, biases, expected):
-    assert_close(list(kernels), expected["kernels"], 50 * reordered(jnp.float32))
-    assert_close(list(biases), expected["biases"], 50 * reordered(jnp.float32))
+def assert_same(got, case):
+    assert_close(got, reference(case), 50 * reordered(jnp.float32))
 
 
 class NnxNet(nnx.Module):
@@ -52,9 +53,10 @@ class NnxNet(nnx.Module):
 @every_case
 def test_nnx(case):
     model = NnxNet(nnx.Rngs(0))
-    for layer, kernel, bias in zip((model.first, model.second), KERNELS, BIASES, strict=True):
-        layer.kernel[...] = kernel
-        layer.bias[...] = bias
+    layers = {"first": model.first, "second": model.second}
+    for name, layer in layers.items():
+        layer.kernel[...] = START[name]["kernel"]
+        layer.bias[...] = START[name]["bias"]
     optimizer = nnx.Optimizer(model, case.build(), wrt=nnx.Param)
 
     @nnx.jit
@@ -64,31 +66,25 @@ def test_nnx(case):
 
     for _ in range(STEPS):
         step(model, optimizer)
-    layers = (model.first, model.second)
-    assert_same(
-        [layer.kernel[...] for layer in layers],
-        [layer.bias[...] for layer in layers],
-        reference(case),
-    )
+    got = {
+        name: {"kernel": layer.kernel[...], "bias": layer.bias[...]}
+        for name, layer in layers.items()
+    }
+    assert_same(got, case)
 
 
 class LinenNet(nn.Module):
     @nn.compact
     def __call__(self, x):
-        hidden = nn.Dense(4)(x)
-        return nn.Dense(3)(jnp.tanh(hidden))
+        hidden = nn.Dense(4, name="first")(x)
+        return nn.Dense(3, name="second")(jnp.tanh(hidden))
 
 
 @every_case
 def test_linen(case):
-    names = ("Dense_0", "Dense_1")
-    start = {
-        name: {"kernel": kernel, "bias": bias}
-        for name, kernel, bias in zip(names, KERNELS, BIASES, strict=True)
-    }
     net = LinenNet()
     expected_types = jax.eval_shape(net.init, jax.random.key(0), X)["params"]
-    assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, expected_types)
+    assert jax.tree.map(jnp.shape, START) == jax.tree.map(jnp.shape, expected_types)
     tx = case.build()
 
     @jax.jit
@@ -97,29 +93,25 @@ def test_linen(case):
         updates, state = tx.update(grads, state, current)
         return optax.apply_updates(current, updates), state
 
-    current, state = start, tx.init(start)
+    current, state = START, tx.init(START)
     for _ in range(STEPS):
         current, state = step(current, state)
-    assert_same(
-        [current[name]["kernel"] for name in names],
-        [current[name]["bias"] for name in names],
-        reference(case),
-    )
+    assert_same(current, case)
 
 
 class EquinoxNet(eqx.Module):
-    kernels: list
-    biases: list
+    first: dict
+    second: dict
     activation: object = jnp.tanh  # not an array: eqx.filter makes it None
 
     def __call__(self, x):
-        hidden = self.activation(x @ self.kernels[0] + self.biases[0])
-        return hidden @ self.kernels[1] + self.biases[1]
+        hidden = self.activation(x @ self.first["kernel"] + self.first["bias"])
+        return hidden @ self.second["kernel"] + self.second["bias"]
 
 
 @every_case
 def test_equinox(case):
-    model = EquinoxNet(list(KERNELS), list(BIASES))
+    model = EquinoxNet(**START)
     tx = case.build()
     state = tx.init(eqx.filter(model, eqx.is_inexact_array))
 
@@ -131,7 +123,7 @@ def test_equinox(case):
 
     for _ in range(STEPS):
         model, state = step(model, state)
-    assert_same(model.kernels, model.biases, reference(case))
+    assert_same({"first": model.first, "second": model.second}, case)
 
 
 @every_case

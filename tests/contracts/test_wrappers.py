@@ -5,8 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from recipes_table import assert_close, assert_equal, every_case, gradients, jitted, params, run
-from tolerances import reordered
+from recipes_table import (
+    assert_close,
+    assert_equal,
+    every_case,
+    every_low_rank_case,
+    every_other_case,
+    gradients,
+    jitted,
+    params,
+    run,
+)
+from tolerances import ORTHONORMAL, reordered
 
 import optax_structured as oxs
 
@@ -62,10 +72,16 @@ def test_partition_by_rules(case):
 
 
 @every_case
-def test_tree_map_params_finds_the_parameter_like_leaves(case):
+def test_tree_map_params_keeps_the_state(case):
     tx = case.build()
     state = tx.init(params())
     assert_equal(optax.tree.map_params(tx, lambda x: x, state), state)
+
+
+@every_other_case
+def test_tree_map_params_finds_the_parameter_like_leaves(case):
+    tx = case.build()
+    state = tx.init(params())
     shapes = [np.shape(x) for x in jax.tree.leaves(params())]
     marked = optax.tree.map_params(
         tx, lambda _: "param", state, transform_non_params=lambda _: "other"
@@ -98,8 +114,11 @@ def test_gradient_side_transformations_go_before(case):
     assert_close(got, expected, reordered(jnp.float32))
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-@every_case
+EVERY_BAD_NUMBER = pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+
+
+@EVERY_BAD_NUMBER
+@every_other_case
 def test_nothing_is_hidden_from_apply_if_finite(case, bad):
     """A poisoned gradient must reach the update, or the wrapper could not see it."""
     start = params()
@@ -107,3 +126,23 @@ def test_nothing_is_hidden_from_apply_if_finite(case, bad):
     poisoned = jax.tree.map(lambda g: jnp.full_like(g, bad), start)
     new, _ = jitted(tx)(poisoned, tx.init(start), start)
     assert not all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(new))
+
+
+@EVERY_BAD_NUMBER
+@every_low_rank_case
+def test_a_poisoned_gradient_is_a_gradient_of_zero(case, bad):
+    """At a refit and between two: what comes after is finite, and bases stay bases."""
+    poisoned = jax.tree.map(lambda g: jnp.full_like(g, bad), params())
+    grads = [gradients(0), gradients(1), poisoned, poisoned, *map(gradients, range(2, 7))]
+    step = jitted(case.build())
+    current, state = params(), case.build().init(params())
+    for g in grads:
+        current, state = step(g, state, current)
+        assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((current, state)))
+    zeros = [jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), g) for g in grads]
+    assert_equal(current, run(case.build(), params(), zeros)[0])
+    for path, leaf in jax.tree.leaves_with_path(state):
+        if ".bases" in jax.tree_util.keystr(path) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            rows = leaf if leaf.shape[0] <= leaf.shape[1] else leaf.T
+            defect = jnp.abs(rows @ rows.T - jnp.eye(len(rows)))
+            assert jnp.max(defect) <= ORTHONORMAL["float32"]

@@ -47,7 +47,7 @@ class Projector(abc.ABC):
 
     @abc.abstractmethod
     def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: Any
     ) -> Basis:
         """A basis for this gradient.
 
@@ -56,7 +56,7 @@ class Projector(abc.ABC):
           basis: the one before.
           gradient: oriented, (\\*batch, size, length), float32 at least.
           fitted: bool, of shape batch; False where `basis` was never fitted.
-          key: a typed PRNG key, a function of the leaf's name and of the step.
+          seed: () uint32, a function of the leaf's name and of the step.
         """
 
     @abc.abstractmethod
@@ -80,15 +80,20 @@ class OneSided(Projector):
     """
 
     def fit(
-        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, key: Any
+        self,
+        frame: Frame,
+        matrix: jax.Array,
+        gradient: jax.Array,
+        fitted: jax.Array,
+        seed: jax.Array,
     ) -> jax.Array:
         r"""`refit` of a stored matrix: P, (\*batch, size, rank), from the one before."""
         raise NotImplementedError
 
     def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: Any
     ) -> Basis:
-        return transpose(self.fit(frame, transpose(basis), gradient, fitted, key))
+        return transpose(self.fit(frame, transpose(basis), gradient, fitted, seed))
 
     def low_shape(self, frame: Frame) -> tuple[int, ...]:
         return (*frame.batch, frame.rank, frame.length)  # type: ignore[arg-type]

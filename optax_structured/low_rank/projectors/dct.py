@@ -73,9 +73,9 @@ class DCT(OneSided):
         return jnp.zeros((*frame.batch, frame.rank), jnp.int32)
 
     def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
     ) -> Basis:
-        del fitted, key
+        del fitted, seed
         scale = magnitude(gradient)
 
         def norm(x: jax.Array) -> jax.Array:

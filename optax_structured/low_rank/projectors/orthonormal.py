@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from optax_structured.branch import branch
 from optax_structured.low_rank.projectors.base import transpose
-from optax_structured.trees.placement import like, product, whole_matrices
+from optax_structured.trees.placement import by_matrix, like, product, whole_matrices
 
 Orthonormalize = Literal["qr", "cholesky"]
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -41,9 +41,13 @@ def leading(gram: jax.Array, rank: int) -> jax.Array:
 
 def householder(a: jax.Array) -> jax.Array:
     """Q of the QR factorisation with positive diagonal of R: orthonormal whatever `a` is."""
-    q, r = jnp.linalg.qr(whole_matrices(a))
-    diagonal = jnp.diagonal(r, axis1=-2, axis2=-1)[..., None, :]
-    return like(q * jnp.where(diagonal < 0, -1, 1).astype(q.dtype), a)
+
+    def one(a: jax.Array) -> jax.Array:
+        q, _ = jnp.linalg.qr(a)
+        diagonal = jnp.sum(q * a, -2, keepdims=True)  # of R, without a kernel to pick it
+        return jnp.where(diagonal < 0, -q, q)
+
+    return like(by_matrix(one, a), a)
 
 
 def cholesky_qr2(a: jax.Array) -> jax.Array:
@@ -87,7 +91,7 @@ def _mended(good: jax.Array, q: jax.Array, a: jax.Array) -> jax.Array:
 
 def _whiten(a: jax.Array, gram: jax.Array) -> jax.Array:
     """Q = A R^-1 with R'R the Gram matrix, as a product: products stay sharded, solves do not."""
-    lower = jnp.linalg.cholesky(whole_matrices(gram))
+    lower = by_matrix(jnp.linalg.cholesky, gram)
     eye = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
     inverse = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
     return like(product(a, transpose(inverse), HIGHEST), a)

@@ -15,6 +15,7 @@ from optax_structured.low_rank.projectors.base import (
     transpose,
     widest,
 )
+from optax_structured.low_rank.projectors.hashing import mix, normal
 from optax_structured.low_rank.projectors.orthonormal import householder
 
 
@@ -64,21 +65,16 @@ class RandomProjection(OneSided):
         return jnp.zeros(frame.batch, jnp.int32)
 
     def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
     ) -> Basis:
-        del gradient, fitted, key
+        del gradient, fitted, seed
         return basis + 1
 
     def factors(self, frame: Frame, basis: Basis) -> jax.Array:
-        # The generator is named, so that no global setting changes the matrix between two steps.
-        root = jax.random.key(self.seed, impl="threefry2x32")
-        root = jax.random.fold_in(root, zlib.crc32(frame.name.encode()))
-
-        def draw(count: jax.Array, place: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.fold_in(root, place), count)
-            return jax.random.normal(key, (frame.size, frame.rank), jnp.float32)  # type: ignore[arg-type]
-
-        normal = jax.vmap(draw)(basis.reshape(-1), jnp.arange(frame.count))
-        normal = normal.reshape(*frame.batch, *normal.shape[1:]).astype(widest())
-        matrix = householder(normal) if self.orthonormal else normal / normal.shape[-1] ** 0.5
-        return transpose(matrix)
+        root = jnp.uint32(zlib.crc32(f"{self.seed} {frame.name}".encode()))
+        place = jnp.arange(frame.count, dtype=jnp.uint32).reshape(frame.batch)
+        seed = mix(mix(place + root) + basis.astype(jnp.uint32))
+        drawn = normal(seed, frame.rank, frame.size, widest())  # type: ignore[arg-type]
+        if self.orthonormal:
+            return transpose(householder(transpose(drawn)))
+        return drawn / drawn.shape[-2] ** 0.5

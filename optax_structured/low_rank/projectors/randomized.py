@@ -1,7 +1,6 @@
 """A randomised SVD, drawn anew at each fit."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -56,12 +55,17 @@ class RandomizedRange(OneSided):
         check_count("power", self.power, 0)
 
     def fit(
-        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, key: Any
+        self,
+        frame: Frame,
+        matrix: jax.Array,
+        gradient: jax.Array,
+        fitted: jax.Array,
+        seed: jax.Array,
     ) -> jax.Array:
         del fitted
         rank = matrix.shape[-1]
         columns = min(rank + self.oversampling, frame.size, frame.length)
-        q = householder(sketch(gradient, columns, key))
+        q = householder(sketch(gradient, columns, seed))
         q = jax.lax.fori_loop(
             0, self.power, lambda _, q: like(power_step(gradient, q, householder), q), q
         )

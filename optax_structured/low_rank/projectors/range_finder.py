@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.low_rank.projectors.base import transpose
+from optax_structured.low_rank.projectors.hashing import uniform
 from optax_structured.low_rank.projectors.orthonormal import magnitude
 from optax_structured.trees.placement import product
 
 
-def sketch(gradient: jax.Array, columns: int, key: jax.Array) -> jax.Array:
-    r"""(\*batch, size, columns): :math:`G \Omega`, one Gaussian matrix for the whole batch."""
+def sketch(gradient: jax.Array, columns: int, seed: jax.Array) -> jax.Array:
+    r"""(\*batch, size, columns): :math:`G \Omega`, one random matrix for the whole batch."""
     *batch, _, length = gradient.shape
-    omega = jax.random.normal(key, (length, columns), gradient.dtype)
+    omega = uniform(seed, length, columns, gradient.dtype)
     omega = jnp.broadcast_to(omega, (*batch, length, columns))
     return product(gradient, omega / magnitude(gradient))
 

@@ -6,15 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_structured.branch import branch
 from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.projectors.base import OneSided, check_count
+from optax_structured.low_rank.projectors.hashing import uniform
 from optax_structured.low_rank.projectors.orthonormal import (
     ORTHONORMALIZE,
     Orthonormalize,
     check_orthonormalize,
 )
-from optax_structured.low_rank.projectors.range_finder import power_step, sketch
+from optax_structured.low_rank.projectors.range_finder import power_step
 from optax_structured.trees.placement import like
 
 
@@ -24,16 +24,16 @@ class SubspaceIteration(OneSided):
 
     .. math:: P \leftarrow \operatorname{qr}(G\,G^\top P)
 
-    The first fit begins at :math:`G\Omega`, :math:`\Omega` Gaussian and seeded by the leaf's name
-    and the step. R has a positive diagonal, so columns keep their places and signs from fit to fit
-    as far as the gradient does: flipping a column of the old basis flips that of the new one.
+    The first fit begins at random numbers, seeded by the leaf's name and the step. R has a positive
+    diagonal, so columns keep their places and signs from fit to fit as far as the gradient does:
+    flipping a column of the old basis flips that of the new one.
 
     A step costs two products with the gradient and a QR of rank columns.
 
     Args:
       iterations: steps from a basis that was fitted before, at least 1; 1. One captures 99 % of the
         energy of an SVD or more where spectra decay, two come closer on flat ones.
-      cold_iterations: steps at the first fit, at least 1; 2.
+      cold_iterations: steps at the first fit, at least 1; 3.
       orthonormalize: `"qr"` (default), Householder, orthonormal whatever the gradient; or
         `"cholesky"`, two passes of shifted Cholesky-QR after each product, which gather no sharded
         axis, but for dependent columns, where Householder takes over.
@@ -54,7 +54,7 @@ class SubspaceIteration(OneSided):
     """
 
     iterations: int = 1
-    cold_iterations: int = 2
+    cold_iterations: int = 3
     orthonormalize: Orthonormalize = "qr"
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class SubspaceIteration(OneSided):
         check_orthonormalize(self.orthonormalize)
 
     def fit(
-        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, key: Any
+        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, seed: Any
     ) -> jax.Array:
         orthonormalize = ORTHONORMALIZE[self.orthonormalize]
         between = self.orthonormalize == "cholesky"
@@ -76,15 +76,6 @@ class SubspaceIteration(OneSided):
             new = like(power_step(gradient, q, orthonormalize, between), q)
             return jnp.where((i < turns)[..., None, None], new, q)
 
-        start = branch(jnp.any(~fitted), _cold, _warm, old, gradient, fitted, key)
+        random = uniform(seed, frame.size, old.shape[-1], old.dtype)
+        start = like(jnp.where(fitted[..., None, None], old, random), old)
         return jax.lax.fori_loop(0, jnp.max(turns, initial=0), turn, start).astype(matrix.dtype)
-
-
-def _cold(old: jax.Array, gradient: jax.Array, fitted: jax.Array, key: jax.Array) -> jax.Array:
-    fresh = like(sketch(gradient, old.shape[-1], key), old)
-    return jnp.where(fitted[..., None, None], old, fresh)
-
-
-def _warm(old: jax.Array, gradient: jax.Array, fitted: jax.Array, key: jax.Array) -> jax.Array:
-    del gradient, fitted, key
-    return old

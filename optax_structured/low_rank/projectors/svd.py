@@ -1,7 +1,6 @@
 """The exact projector: leading singular vectors."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +35,13 @@ class SVD(OneSided):
     """
 
     def fit(
-        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, key: Any
+        self,
+        frame: Frame,
+        matrix: jax.Array,
+        gradient: jax.Array,
+        fitted: jax.Array,
+        seed: jax.Array,
     ) -> jax.Array:
-        del fitted, key
+        del fitted, seed
         u, _, _ = jnp.linalg.svd(whole_matrices(gradient), full_matrices=False)
         return like(fix_signs(u[..., : frame.rank]).astype(matrix.dtype), matrix)

@@ -96,9 +96,9 @@ class Tucker(Projector):
         return tuple(jnp.zeros((*frame.batch, frame.shape[axis], r), dtype) for axis, r in pairs)
 
     def refit(
-        self, frame: Frame, basis: Matrices, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+        self, frame: Frame, basis: Matrices, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
     ) -> Matrices:
-        del fitted, key
+        del fitted, seed
         tensor = _tensor(frame, gradient / magnitude(gradient))
         ranks = _ranks(frame)
 

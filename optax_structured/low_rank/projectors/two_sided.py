@@ -48,9 +48,9 @@ class TwoSided(Projector):
         return Sides(left, right)
 
     def refit(
-        self, frame: Frame, basis: Sides, gradient: jax.Array, fitted: jax.Array, key: jax.Array
+        self, frame: Frame, basis: Sides, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
     ) -> Sides:
-        del fitted, key
+        del fitted, seed
         u, _, vh = jnp.linalg.svd(whole_matrices(gradient), full_matrices=False)
 
         def kept(vectors: jax.Array, old: jax.Array) -> jax.Array:
