@@ -15,7 +15,19 @@ STATES = {name: c for name, c in CLASSES.items() if issubclass(c, tuple)}
 CONFIGS = {name: c for name, c in CLASSES.items() if name not in STATES}
 
 # Protocols, bases and records that users meet but do not build.
-NOT_BUILT_BY_USERS = {"Regularizer", "Solver", "Subproblem", "Rules"}
+NOT_BUILT_BY_USERS = {
+    "Frame",
+    "MemoryReport",
+    "OneSided",
+    "Projector",
+    "Refresh",
+    "Regularizer",
+    "Residual",
+    "Rules",
+    "Solver",
+    "Subproblem",
+    "Transport",
+}
 
 
 def modules():

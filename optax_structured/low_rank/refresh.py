@@ -46,6 +46,10 @@ class Periodic(Refresh):
     Args:
       offset: steps by which later refits come early. The published DCT-AdamW counts its steps from
         1, which is an offset of 1.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, period=200, refresh=oxs.Periodic())
     """
 
     offset: int = 0
@@ -59,6 +63,10 @@ class Staggered(Refresh):
     """Each leaf at steps of its own, spread evenly over the period; all at the first step.
 
     Flattens the step time, and never moves all subspaces at once.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, period=200, refresh=oxs.Staggered())
     """
 
     def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
@@ -71,6 +79,13 @@ class External(Refresh):
 
     `update(grads, state, params, refresh=mask)` with a bool for all leaves, or a tree of them like
     the parameters. The mask overrides every other rule as well.
+
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> optimizer = oxs.galore(1e-2, oxs.LowRank(rank=2, refresh=oxs.External()))
+      >>> params = {"kernel": jnp.ones((8, 5))}
+      >>> state = optimizer.init(params)
+      >>> updates, state = optimizer.update(params, state, params, refresh={"kernel": True})
     """
 
     def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
@@ -104,6 +119,12 @@ class Lazy(Refresh):
       similarity: "direction", :math:`|\cos|` of the leading vectors (the published rule has a
         signed cosine, in which an arbitrary sign of the SVD looks like a change), or "subspace",
         the mean squared cosine of the principal angles, :math:`\|P_{old}^\top P_{new}\|_F^2 / r`.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, period=200, refresh=oxs.Lazy(threshold=0.4))
+
+    Reference: Zhang et al., `Q-GaLore <https://arxiv.org/abs/2407.08296>`_, 2024.
     """
 
     threshold: float = 0.4

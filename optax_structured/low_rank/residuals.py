@@ -73,7 +73,12 @@ class Residual(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Drop(Residual):
-    r"""Nothing: the update is :math:`a P N`, as in GaLore."""
+    r"""Nothing: the update is :math:`a P N`, as in GaLore.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, residual=oxs.Drop())
+    """
 
     def combine(
         self, state: Any, step: Step, low: jax.Array, direction: jax.Array
@@ -91,6 +96,10 @@ class ErrorFeedback(Residual):
       momentum: :math:`\mu` in [0, 1), a number or schedule. 0 is error feedback; above it the
         buffer also keeps that share of what was used: it is Trion's (and Dion's) momentum.
       codec: stores the buffer, as long as a leaf, in fewer bytes; None is float32.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, residual=oxs.ErrorFeedback())
     """
 
     momentum: ScalarOrSchedule = 0.0
@@ -137,6 +146,13 @@ class NormScaled(Residual):
       per: one factor a "column", or one a "matrix".
       exact: subtract :math:`P R` in place of :math:`a P R`: what the paper writes. The published
         results are from code that scales it.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> as_in_the_paper = oxs.NormScaled(exact=True)
+      >>> optimizer = oxs.fira(1e-2, oxs.LowRank(rank=2, residual=as_in_the_paper))
+
+    Reference: Chen et al., `Fira <https://arxiv.org/abs/2410.01623>`_, 2024.
     """
 
     growth: float = 1.01
@@ -182,6 +198,13 @@ class Scaling(Residual):
     Args:
       growth: as in `NormScaled`.
       per: one factor a "column", or one a "matrix" (APOLLO-Mini, rank 1).
+
+    Example:
+      >>> import math, optax_structured as oxs
+      >>> without_limiter = oxs.Scaling(growth=math.inf)
+      >>> optimizer = oxs.apollo(1e-2, oxs.LowRank(rank=2, residual=without_limiter))
+
+    Reference: Zhu et al., `APOLLO <https://arxiv.org/abs/2412.05270>`_, 2024.
     """
 
     growth: float = 1.01

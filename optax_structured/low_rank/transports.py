@@ -54,7 +54,12 @@ class Transport:
 
 @dataclasses.dataclass(frozen=True)
 class Keep(Transport):
-    """Nothing moves: what GaLore does. The result depends on the signs of the basis."""
+    """Nothing moves: what GaLore does. The result depends on the signs of the basis.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, projector=oxs.SVD(), transport=oxs.Keep())
+    """
 
     def check(self, projector: Projector) -> None:
         pass
@@ -62,7 +67,12 @@ class Keep(Transport):
 
 @dataclasses.dataclass(frozen=True)
 class Reset(Transport):
-    """The moments of the leaf start again from zero."""
+    """The moments of the leaf start again from zero.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, transport=oxs.Reset())
+    """
 
     def check(self, projector: Projector) -> None:
         pass
@@ -83,6 +93,10 @@ class Align(Transport):
     singular vectors play no role. Costs products of r x r matrices and one QR of that size, and
     leaves the moments untouched. Where the two subspaces share a direction only in rounding error
     the polar factor is arbitrary there, and any orthogonal completion is taken.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, transport=oxs.Align())
     """
 
     def check(self, projector: Projector) -> None:
@@ -105,6 +119,10 @@ class Rotate(Transport):
     With :math:`C = P_{new}^\top P_{old}`: first moments :math:`C M`, second moments
     :math:`(C \circ C) V`. Which field of the inner state is which is told by its name (`mu`,
     `trace`, ... and `nu`, ...); a field of another name is an error.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, projector=oxs.SVD(), transport=oxs.Rotate())
     """
 
     def moments(
@@ -129,6 +147,12 @@ class VarianceAware(Transport):
     Args:
       b1: decay of Adam's first moment, to undo its bias.
       b2: decay of the second.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> spec = oxs.LowRank(rank=2, transport=oxs.VarianceAware(b1=0.9, b2=0.99))
+
+    Reference: Robert et al., `LDAdam <https://arxiv.org/abs/2410.16103>`_, 2024.
     """
 
     b1: float = 0.9
