@@ -1,7 +1,6 @@
 """LDAdam's direction: Adam in a subspace that moves a little at every step."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -128,11 +127,10 @@ def scale_by_ldadam(
                 continue
             spec, frame = _left(p)
             places, wide = Places(frame, leaf), jnp.promote_types(leaf.dtype, jnp.float32)
-            shapes = jax.eval_shape(functools.partial(spec.projector.init, frame, wide))
-            bases[name] = jax.tree.map(places.basis, shapes)
-            fitted[name] = places.basis(jax.ShapeDtypeStruct(frame.batch, bool))
-            low = jax.ShapeDtypeStruct(spec.projector.low_shape(frame), wide)
-            mu[name], nu[name] = places.low(low), places.low(low)
+            bases[name] = jax.tree.map(places.basis, spec.projector.init(frame, wide))
+            fitted[name] = places.basis(jnp.zeros(frame.batch, bool))
+            low = spec.projector.low_shape(frame), wide
+            mu[name], nu[name] = places.low(*low), places.low(*low)
             if error_feedback:
                 error[name] = placement.zeros(frame.shape, wide, *(places.leaf or ()))
         return LDAdamState(*scalars, bases, fitted, mu, nu, error)

@@ -28,13 +28,18 @@ class Places:
             sides = [spec[axes[0]] for axes in (rows, cols)]
             self._size, self._length = sides if frame.side == "rows" else reversed(sides)
 
-    def basis(self, struct: Any) -> Any:
-        """Zeros for one array of a basis, placed if there is a place."""
-        return self._zeros(struct, self._natural(struct.shape, "size"))
+    def basis(self, x: jax.Array) -> jax.Array:
+        """One array of a basis, or one number a matrix, placed if there is a place."""
+        if self.leaf is None:
+            return x
+        return placement.put(x, self._mesh, self._spread(x.shape, self._natural(x.shape, "size")))
 
-    def low(self, struct: Any) -> Any:
+    def low(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Zeros for a low-rank leaf, placed if there is a place."""
-        return self._zeros(struct, self._natural(struct.shape, "length"))
+        if self.leaf is None:
+            return placement.zeros(shape, dtype)
+        spec = self._spread(shape, self._natural(shape, "length"))
+        return placement.zeros(shape, dtype, self._mesh, spec)
 
     def low_at_home(self, x: jax.Array) -> jax.Array:
         """A low-rank leaf where its state lives, on an explicit mesh."""
@@ -53,12 +58,6 @@ class Places:
         if not placement.on_explicit_mesh(x):
             return x
         return placement.move(x, self._natural(x.shape, "size"))
-
-    def _zeros(self, struct: Any, natural: Spec) -> Any:
-        if self.leaf is None:
-            return placement.zeros(struct.shape, struct.dtype)
-        spec = self._spread(struct.shape, natural)
-        return placement.zeros(struct.shape, struct.dtype, self._mesh, spec)
 
     def _natural(self, shape: tuple[int, ...], last: str) -> Spec:
         """As the leaf: its batch axes, and the last axis where it is one of the leaf."""

@@ -171,9 +171,8 @@ class NormScaled(Residual):
             )
 
     def init(self, frame: Frame, dtype: Any, places: Places) -> jax.Array:
-        return places.basis(
-            jax.ShapeDtypeStruct(frame.batch, dtype)
-        )  # norm of the last limited residual, a matrix each
+        # The norm of the last limited residual, one a matrix.
+        return places.basis(jnp.zeros(frame.batch, dtype))
 
     def combine(
         self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array
@@ -217,7 +216,7 @@ class Scaling(Residual):
         _check_one_sided(self, projector)
 
     def init(self, frame: Frame, dtype: Any, places: Places) -> jax.Array:
-        return places.basis(jax.ShapeDtypeStruct(frame.batch, dtype))  # as in NormScaled
+        return places.basis(jnp.zeros(frame.batch, dtype))  # as in NormScaled
 
     def combine(
         self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array

@@ -32,7 +32,7 @@ class LowRank:
       refresh: when a leaf is fitted again.
       residual: what becomes of the part outside the subspace.
       transport: what happens to the inner state when the basis changes. None is what suits the
-        projector: `Align` a stored basis, `Rotate` between subsets of one basis, else `Keep`.
+        projector: `Rotate` between subsets of one fixed basis, else `Keep`.
       dtype: of the operands of the two products with the basis, such as "bfloat16"; they add up in
         float32 in any case. None takes them as they are.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from optax_structured.checks import check_fraction
 from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors import DCT
 from optax_structured.low_rank.projectors.base import Basis, OneSided, Projector, transpose
 from optax_structured.low_rank.projectors.orthonormal import householder
 from optax_structured.trees.placement import like, product, whole_matrices
@@ -217,10 +218,12 @@ def _power(field: str, transport: Transport) -> int:
 
 
 def natural(projector: Projector) -> Transport:
-    """What suits a projector when nothing is said."""
-    if not isinstance(projector, OneSided) or not projector.orthonormal:
-        return Keep()  # two subspaces share nothing that could be compared
-    return Align() if _stores_matrix(projector) else Rotate()
+    """What suits a projector when nothing is said: see "How the defaults were chosen" in the docs.
+
+    Fitted bases have signs and an order of their own, and moving moments between them gained
+    nothing. The columns chosen from a fixed basis have neither: moments go with their columns.
+    """
+    return Rotate() if isinstance(projector, DCT) else Keep()
 
 
 def _stores_matrix(projector: Projector) -> bool:

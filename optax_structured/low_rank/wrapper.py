@@ -120,12 +120,11 @@ def low_rank_projection(
                 continue
             dtype, spec, frame = _wide(leaf), p.spec, p.frame
             places = Places(frame, leaf)
-            shapes = jax.eval_shape(functools.partial(spec.projector.init, frame, dtype))
-            bases[name] = jax.tree.map(places.basis, shapes)
-            fitted = places.basis(jax.ShapeDtypeStruct(frame.batch, bool))
+            bases[name] = jax.tree.map(places.basis, spec.projector.init(frame, dtype))
+            fitted = places.basis(jnp.zeros(frame.batch, bool))
             refresh[name] = RefreshState(fitted, spec.refresh.init(frame, spec.period))
             residual[name] = spec.residual.init(frame, dtype, places)
-            low[name] = places.low(jax.ShapeDtypeStruct(spec.projector.low_shape(frame), dtype))
+            low[name] = places.low(spec.projector.low_shape(frame), dtype)
         state = inner.init(low)
         inner_state.check(inner, low, state)
         return LowRankState(count, bases, refresh, residual, state)

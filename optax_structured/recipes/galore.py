@@ -65,8 +65,8 @@ def galore(
       Zhao et al., `GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection
       <https://arxiv.org/abs/2403.03507>`_, ICML 2024. Its eps of 1e-8 after correction is 1e-6
       before it in the code that made its tables, and here. The published code keeps the moments and
-      the arbitrary signs of the SVD across a refit (`transport=Keep(), projector=SVD()`); by
-      default here the new basis is turned towards the old one.
+      the arbitrary signs of the SVD across a refit; signs here
+      are fixed, and the default projector moves its columns along with the gradient.
     """
     inner, correction = adam_or("galore", inner, b1, b2, eps)
     return optax.chain(

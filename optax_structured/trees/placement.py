@@ -142,6 +142,14 @@ def zeros(shape: Sequence[int], dtype: Any, mesh: Any = None, spec: Spec | None 
     return jnp.zeros(shape, dtype, device=NamedSharding(mesh, partition))
 
 
+def put(x: jax.Array, mesh: Any, spec: Spec) -> jax.Array:
+    """`x` on a mesh, explicit or automatic."""
+    partition = P(*(axis or None for axis in spec))
+    if _explicit(mesh):
+        return jax.sharding.reshard(x, NamedSharding(mesh, partition))
+    return jax.device_put(x, NamedSharding(mesh, partition))
+
+
 def _normal(spec: Any, ndim: int) -> Spec:
     entries = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in spec]
     return (*entries, *[()] * (ndim - len(entries)))

@@ -43,7 +43,7 @@ class Projector(abc.ABC):
 
     @abc.abstractmethod
     def init(self, frame: Frame, dtype: Any) -> Basis:
-        """The basis before the first fit: zeros."""
+        """The basis before the first fit: zeros, or a start for it."""
 
     @abc.abstractmethod
     def refit(

@@ -1,13 +1,14 @@
 """Subspace iteration, warm from the basis before: what SVD gives at a small part of its cost."""
 
 import dataclasses
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import OneSided, check_count
+from optax_structured.low_rank.projectors.base import Basis, OneSided, check_count
 from optax_structured.low_rank.projectors.hashing import uniform
 from optax_structured.low_rank.projectors.orthonormal import (
     ORTHONORMALIZE,
@@ -24,7 +25,7 @@ class SubspaceIteration(OneSided):
 
     .. math:: P \leftarrow \operatorname{qr}(G\,G^\top P)
 
-    The first fit begins at random numbers, seeded by the leaf's name and the step. R has a positive
+    The first fit begins at random numbers, seeded by the leaf's name. R has a positive
     diagonal, so columns keep their places and signs from fit to fit as far as the gradient does:
     flipping a column of the old basis flips that of the new one.
 
@@ -62,6 +63,12 @@ class SubspaceIteration(OneSided):
         check_count("cold_iterations", self.cold_iterations, 1)
         check_orthonormalize(self.orthonormalize)
 
+    def init(self, frame: Frame, dtype: Any) -> Basis:
+        zeros = super().init(frame, dtype)
+        seed = jnp.asarray(zlib.crc32(frame.name.encode()), jnp.uint32)
+        random = uniform(seed, zeros.shape[-2], frame.size, dtype) * (3 / frame.size) ** 0.5
+        return jnp.broadcast_to(random, zeros.shape)
+
     def fit(
         self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, seed: Any
     ) -> jax.Array:
@@ -76,6 +83,4 @@ class SubspaceIteration(OneSided):
             new = like(power_step(gradient, q, orthonormalize, between), q)
             return jnp.where((i < turns)[..., None, None], new, q)
 
-        random = uniform(seed, frame.size, old.shape[-1], old.dtype)
-        start = like(jnp.where(fitted[..., None, None], old, random), old)
-        return jax.lax.fori_loop(0, jnp.max(turns, initial=0), turn, start).astype(matrix.dtype)
+        return jax.lax.fori_loop(0, jnp.max(turns, initial=0), turn, old).astype(matrix.dtype)
