@@ -103,7 +103,7 @@ CASES = (
     Case("galore_tucker", oxs.galore, DIAGONAL, of_rank(3, projector=oxs.Tucker())),
     Case("fira", oxs.fira, GALOREW, of_rank(2)),
     Case("apollo", oxs.apollo, GALOREW, of_rank(2)),
-    Case("apollo_mini", oxs.apollo_mini, GALOREW, of_rank(1)),
+    Case("apollo_mini", oxs.apollo_mini, {**GALOREW, "scale": 2.0}, of_rank(1)),
     Case("dct_adamw", oxs.dct_adamw, DCT_ADAMW, of_rank(2)),
     Case("trion", oxs.trion, TRION, of_rank(2)),
     Case("grad_norm_lorp", oxs.grad_norm_lorp, GALOREW, of_rank(2)),
