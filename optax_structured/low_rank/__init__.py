@@ -14,6 +14,7 @@ from optax_structured.low_rank.projectors import (
     Tucker,
     TwoSided,
 )
+from optax_structured.low_rank.refit import RefreshState
 from optax_structured.low_rank.refresh import (
     External,
     Lazy,
@@ -44,7 +45,7 @@ from optax_structured.low_rank.welore import (
     singular_values,
     welore_plan,
 )
-from optax_structured.low_rank.wrapper import LowRankState, RefreshState, low_rank_projection
+from optax_structured.low_rank.wrapper import LowRankState, low_rank_projection
 
 __all__ = [
     "DCT",

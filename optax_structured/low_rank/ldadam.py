@@ -11,14 +11,15 @@ from optax_structured.branch import branch
 from optax_structured.checks import check_fraction, check_nonnegative
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.leaves import Projected, plan
 from optax_structured.low_rank.placing import Places
 from optax_structured.low_rank.projectors import SVD, OneSided, SubspaceIteration
 from optax_structured.low_rank.projectors.base import Basis
+from optax_structured.low_rank.refit import seed_of
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.transports import Keep, variance_aware
-from optax_structured.low_rank.wrapper import Projected, plan, seed_of
 from optax_structured.transforms.adam import average, divided
 from optax_structured.trees import Rules, as_rules, placement
 from optax_structured.trees.precision import at_least_float32, scalar_dtype

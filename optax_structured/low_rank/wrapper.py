@@ -1,37 +1,27 @@
 """Any optax transformation, run inside low-rank subspaces of the gradients."""
 
-import dataclasses
-import functools
-import zlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.branch import branch
 from optax_structured.checks import check_nonnegative
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank import inner_state
-from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.leaves import plan
 from optax_structured.low_rank.placing import Places
 from optax_structured.low_rank.projectors import SubspaceIteration
+from optax_structured.low_rank.refit import RefreshState, refreshed
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.spec import LowRank, completed
-from optax_structured.trees import Rules, named_leaves, placement, resolve
+from optax_structured.trees import Rules, placement
 from optax_structured.trees.precision import at_least_float32
 
 DEFAULTS = LowRank(
     rank=1, period=200, projector=SubspaceIteration(), refresh=Periodic(), residual=Drop()
 )
-
-
-class RefreshState(NamedTuple):
-    """When a leaf was and will be fitted."""
-
-    fitted: jax.Array  # (*batch,) bool: False until a usable gradient came; then due at every step
-    rule: Any  # memory of the refresh rule
 
 
 class LowRankState(NamedTuple):
@@ -42,15 +32,6 @@ class LowRankState(NamedTuple):
     refresh: dict[str, RefreshState]  # of the projected leaves
     residual: dict[str, Any]  # of the projected leaves: memory of the residual rule
     inner: Any  # of the inner transformation, on {path: low-rank leaf, or plain leaf}
-
-
-@dataclasses.dataclass(frozen=True)
-class Projected:
-    """A leaf and the record that projects it, with all parts chosen."""
-
-    spec: Any
-    frame: Frame
-    share: float  # its position among all projected leaves, in [0, 1)
 
 
 def low_rank_projection(
@@ -154,7 +135,7 @@ def low_rank_projection(
             spec, frame, places = p.spec, p.frame, Places(p.frame, leaf)
             matrix = frame.axes.to_matrix(spec.residual.absorb(state.residual[name], leaf))
             fields = inner_state.fields(moments, name) if spec.transport.moves_moments else {}
-            bases[name], memory[name], fields = _refreshed(
+            bases[name], memory[name], fields = refreshed(
                 p, bases[name], memory[name], fields, frame.turn(matrix), count, masks.get(name)
             )
             moments = inner_state.replace(moments, name, fields)
@@ -181,103 +162,6 @@ def low_rank_projection(
         return structure.unflatten([out[name] for name in leaves]), new
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def plan(table: Rules, tree: Any) -> dict[str, tuple[Any, Projected | None]]:
-    """Every leaf of a tree by its path, and how it is projected."""
-    named = named_leaves(tree)
-    specs = resolve(table, tree)
-    total = sum(spec is not None for spec in specs)
-    if named and total == 0:
-        _explain(table, named)
-    rows: dict[str, tuple[Any, Projected | None]] = {}
-    seen = 0
-    for (name, leaf), spec in zip(named, specs, strict=True):
-        if name in rows:
-            raise ValueError(f"two leaves have the path {name!r}: rename a key that holds a '/'")
-        if spec is None:
-            rows[name] = leaf, None
-            continue
-        rows[name] = leaf, Projected(spec, spec.frame(name, jnp.shape(leaf)), seen / total)
-        seen += 1
-    return rows
-
-
-def _explain(table: Rules, named: list[tuple[str, Any]]) -> None:
-    """A default that fits no leaf of two axes and more is a mistake, not a plain optimizer."""
-    default = table.default if table.has_default else None
-    for name, leaf in named:
-        if isinstance(default, LowRank) and jnp.ndim(leaf) >= 2 and jnp.size(leaf):
-            try:
-                default.check(jnp.shape(leaf))
-            except ValueError as error:
-                raise ValueError(f"no leaf can be projected; {name!r}: {error}") from error
-
-
-def _refreshed(
-    p: Projected,
-    basis: Any,
-    memory: RefreshState,
-    fields: inner_state.Fields,
-    gradient: jax.Array,
-    count: jax.Array,
-    mask: Any,
-) -> tuple[Any, RefreshState, inner_state.Fields]:
-    """The basis of one leaf, fitted if it is due, and what depends on it."""
-    spec, frame = p.spec, p.frame
-    projector, transport = spec.projector, spec.transport
-    due = spec.refresh.due(memory.rule, count, spec.period, p.share) if mask is None else mask
-    due = due | ~memory.fitted  # matrix by matrix: one that waits for its first fit moves no other
-
-    def refit(
-        usable: Any, basis: Any, memory: RefreshState, fields: Any, gradient: Any, count: Any
-    ) -> Any:
-        wide = at_least_float32(gradient)
-        seed = seed_of(frame.name, count)
-        fit = projector.refit(frame, basis, wide, memory.fitted, seed)
-        fit = jax.tree.map(lambda new, old: _where(usable, new, old), fit, basis)
-        rule = spec.refresh.after(memory.rule, projector, frame, basis, fit)
-        kept = transport.basis(projector, frame, basis, fit)
-        again = usable & memory.fitted  # before the first fit there is nothing to turn to
-        new = jax.tree.map(lambda k, f: _where(again, k, f), kept, fit)
-        if fields:
-            rotation = functools.cache(lambda: projector.overlap(frame, basis, new))
-            moved = {k: transport.moments(v, rotation, count) for k, v in fields.items()}
-            fields = jax.tree.map(
-                lambda m, v: placement.like(_where(again, m, v), v), moved, fields
-            )
-        new = jax.tree.map(placement.like, new, basis)
-        return new, RefreshState(memory.fitted | usable, rule), fields
-
-    def keep(
-        usable: Any, basis: Any, memory: RefreshState, fields: Any, gradient: Any, count: Any
-    ) -> Any:
-        del usable, gradient, count
-        return basis, memory, fields
-
-    def look(gradient: jax.Array, fitted: jax.Array) -> jax.Array:
-        size = jnp.sum(jnp.abs(at_least_float32(gradient)), (-2, -1))
-        return jnp.isfinite(size) & (size > 0)
-
-    def look_away(gradient: jax.Array, fitted: jax.Array) -> jax.Array:
-        return jnp.zeros_like(fitted)
-
-    usable = due & branch(jnp.any(due), look, look_away, gradient, memory.fitted)
-    operands = (usable, basis, memory, fields, gradient, count)
-    return branch(jnp.any(usable), refit, keep, *operands)
-
-
-def seed_of(name: str, count: jax.Array) -> jax.Array:
-    """A function of leaf and step: the same on all replicas, and after a restore."""
-    return jnp.uint32(zlib.crc32(name.encode())) + count.astype(jnp.uint32)
-
-
-def _where(usable: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """Matrix by matrix."""
-    if new.ndim < usable.ndim:
-        return jnp.where(jnp.any(usable), new, old)
-    keep = jnp.expand_dims(usable, tuple(range(usable.ndim, new.ndim)))
-    return jnp.where(keep, new, placement.like(old, new))
 
 
 def _masks(refresh: Any, updates: Any, leaves: dict[str, Any]) -> dict[str, Any]:

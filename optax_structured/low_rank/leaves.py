@@ -1,0 +1,50 @@
+"""Which leaves are projected, and how."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.spec import LowRank
+from optax_structured.trees import Rules, named_leaves, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """A leaf and the record that projects it, with all parts chosen."""
+
+    spec: Any
+    frame: Frame
+    share: float  # its position among all projected leaves, in [0, 1)
+
+
+def plan(table: Rules, tree: Any) -> dict[str, tuple[Any, Projected | None]]:
+    """Every leaf of a tree by its path, and how it is projected."""
+    named = named_leaves(tree)
+    specs = resolve(table, tree)
+    total = sum(spec is not None for spec in specs)
+    if named and total == 0:
+        _explain(table, named)
+    rows: dict[str, tuple[Any, Projected | None]] = {}
+    seen = 0
+    for (name, leaf), spec in zip(named, specs, strict=True):
+        if name in rows:
+            raise ValueError(f"two leaves have the path {name!r}: rename a key that holds a '/'")
+        if spec is None:
+            rows[name] = leaf, None
+            continue
+        rows[name] = leaf, Projected(spec, spec.frame(name, jnp.shape(leaf)), seen / total)
+        seen += 1
+    return rows
+
+
+def _explain(table: Rules, named: list[tuple[str, Any]]) -> None:
+    """A default that fits no leaf of two axes and more is a mistake, not a plain optimizer."""
+    default = table.default if table.has_default else None
+    for name, leaf in named:
+        if isinstance(default, LowRank) and jnp.ndim(leaf) >= 2 and jnp.size(leaf):
+            try:
+                default.check(jnp.shape(leaf))
+            except ValueError as error:
+                raise ValueError(f"no leaf can be projected; {name!r}: {error}") from error
