@@ -1,0 +1,64 @@
+"""How much of real gradients each projector holds, against the SVD: the worst leaf and the mean.
+
+`python tests/benchmarks/captured_energy.py` trains the default language model with `galore` and
+fits every projector, cold at the first step and warm from the basis in use later, to the gradient
+of the moment. Prints the ratio of captured norms and the largest defect of orthonormality.
+"""
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import optax_structured as oxs
+from optax_structured.trees import named_leaves
+from optax_structured.training.lm import session
+
+RANK, STEPS = 32, (0, 50, 100)
+PROJECTORS = {
+    "SubspaceIteration()": oxs.SubspaceIteration(),
+    "SubspaceIteration(iterations=2)": oxs.SubspaceIteration(iterations=2),
+    "RandomizedRange()": oxs.RandomizedRange(),
+    "DCT()": oxs.DCT(),
+}
+
+
+def measure(projector, frame, basis, gradient, warm):
+    oriented = frame.orient(gradient)
+    fitted = jnp.full(frame.batch, warm)
+    start = basis if warm else projector.init(frame, jnp.float32)
+    matrix = projector.matrix(frame, projector.refit(frame, start, oriented, fitted, jnp.uint32(0)))
+    singular = jnp.linalg.svd(oriented, compute_uv=False)
+    best = jnp.sqrt(jnp.sum(singular[: frame.rank] ** 2))
+    held = jnp.linalg.norm(matrix.T @ oriented)
+    defect = jnp.max(jnp.abs(matrix.T @ matrix - jnp.eye(frame.rank)))
+    return float(held / best), float(defect)
+
+
+def main():
+    experiment = session.new({"recipe": "galore", "steps": 400, "rank": RANK})
+    state, done = experiment.init(), 0
+    print(f"{'step':>5}  {'projector':34}{'worst':>8}{'mean':>8}{'defect':>10}")
+    for step in STEPS:
+        state, _ = experiment.steps(state, done, step - done) if step > done else (state, None)
+        done = step
+        gradient = dict(named_leaves(experiment.gradient(state.params, step)))
+        bases = state.opt_state[0].bases
+        for name, projector in PROJECTORS.items():
+            warm = step > 0 and isinstance(projector, oxs.SubspaceIteration)
+            spec = oxs.LowRank(RANK, axes=oxs.Axes(rows=-1, cols=-2), projector=projector)
+            found = [
+                measure(projector, spec.frame(path, g.shape), bases.get(path), g, warm)
+                for path, g in gradient.items()
+                if path in bases
+            ]
+            ratios, defects = np.array(found).T
+            worst, mean, defect = ratios.min(), ratios.mean(), defects.max()
+            print(f"{step:5}  {name:34}{worst:8.4f}{mean:8.4f}{defect:10.1e}")
+
+
+if __name__ == "__main__":
+    main()
