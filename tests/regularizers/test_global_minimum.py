@@ -33,7 +33,7 @@ def _integral(z, slope):
     return np.interp(np.abs(z), s, f)
 
 
-@pytest.mark.parametrize(("regularizer", "penalty"), ENTRY.items(), ids=repr)
+@pytest.mark.parametrize(("regularizer", "penalty"), ENTRY.items(), ids=lambda x: "" if callable(x) else repr(x))
 @given(u=powers, sign=st.sampled_from([-1, 1]), metric=powers, strength=powers)
 @settings(max_examples=40, deadline=None)
 def test_entries(regularizer, penalty, u, sign, metric, strength):
