@@ -79,6 +79,12 @@ class LowRank:
                 if part is not None:
                     part.check(self.projector)
 
+    def __repr__(self) -> str:
+        """Without what is left open, so that a table of rules can be read."""
+        said = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[1:]}
+        said = {name: value for name, value in said.items() if value not in (None, Axes())}
+        return f"LowRank({', '.join([repr(self.rank), *(f'{n}={v!r}' for n, v in said.items())])})"
+
     def check(self, shape: Sequence[int]) -> None:
         """Raises ValueError unless a leaf of this shape can be projected."""
         if math.prod(shape) == 0:
