@@ -1,5 +1,9 @@
 """Eight host devices for the sharding tests, and double precision where a test asks for it."""
 
+import gc
+import itertools
+import pathlib
+
 import jax
 import pytest
 from hypothesis import settings
@@ -9,6 +13,21 @@ jax.config.update("jax_num_cpu_devices", 8)
 # No deadline: the first example of each shape compiles. The same examples in every run.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+# Each program that XLA's CPU backend compiled holds memory maps, of which a process may have 65530.
+_MAPS, _ENOUGH = pathlib.Path("/proc/self/maps"), 25_000
+_tests_done = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def forget_programs():
+    """Thousands of tests in one process would run into that limit, and XLA into a segfault."""
+    yield
+    if next(_tests_done) % 20 == 0 and _MAPS.exists():
+        with _MAPS.open("rb") as lines:
+            if sum(1 for _ in lines) > _ENOUGH:
+                jax.clear_caches()
+                gc.collect()
 
 
 @pytest.fixture
