@@ -9,13 +9,12 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import optax_structured as oxs
-from optax_structured.trees import named_leaves
 from optax_structured.training.lm import session
+from optax_structured.trees import named_leaves
 
 RANK, STEPS = 32, (0, 50, 100)
 PROJECTORS = {

@@ -33,7 +33,10 @@ def _integral(z, slope):
     return np.interp(np.abs(z), s, f)
 
 
-@pytest.mark.parametrize(("regularizer", "penalty"), ENTRY.items(), ids=lambda x: "" if callable(x) else repr(x))
+NAMES = {"ids": lambda x: "" if callable(x) else repr(x)}
+
+
+@pytest.mark.parametrize(("regularizer", "penalty"), ENTRY.items(), **NAMES)
 @given(u=powers, sign=st.sampled_from([-1, 1]), metric=powers, strength=powers)
 @settings(max_examples=40, deadline=None)
 def test_entries(regularizer, penalty, u, sign, metric, strength):
