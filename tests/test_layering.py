@@ -16,7 +16,7 @@ FLOORS = [
     {"regularizers", "low_rank.frames"},
     {"low_rank.projectors"},
     {"clock"},  # the first that may import optax: all below is numerics
-    {"transforms"},
+    {"quantization", "transforms"},
     {"proximal", "low_rank"},
     {"recipes"},
     {"diagnostics", "memory", "sharding", "states"},

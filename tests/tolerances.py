@@ -70,3 +70,7 @@ ORTHONORMAL = {"float64": 1e-12, "float32": 1e-5}
 CAPTURED = 0.99
 # Sample moments of random matrices with some 1e5 entries.
 SAMPLED = 2e-2
+
+# Published 8-bit runs are float32: an entry between two codes may fall to either side.
+GOLDEN_8BIT = 1e-6
+FLIPPED_CODES = 0.01

@@ -1,6 +1,7 @@
 """What the subcommands share: errors as sentences, lists of numbers, words of help."""
 
 import contextlib
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -30,6 +31,12 @@ def interruptible(console: Console, advice: str) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print(escape(f"Stopped. {advice}"))
         raise typer.Exit(130) from None
+
+
+def check_one_folder(resume: pathlib.Path | None, out: pathlib.Path | None) -> None:
+    """Raises ValueError if there are two folders to write to."""
+    if resume and out:
+        raise ValueError("what is resumed stays in its folder: give --resume or --out, not both")
 
 
 def option(text: str, *names: str, panel: str | None = None) -> Any:

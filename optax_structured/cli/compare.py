@@ -1,11 +1,11 @@
 """`optax-structured compare`: several recipes of one job side by side."""
 
+import functools
 import pathlib
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from optax_structured.cli import common, options
@@ -17,7 +17,6 @@ from optax_structured.training.lm import sweep
 
 _IMAGE_RECIPES = "adamw,prox_sgd,prox_adam,rmda,ramda"
 _LM_RECIPES = "adamw,galore,fira,apollo,dct_adamw,ldadam"
-_ADVICE = "Continue with the same options and --resume "
 _LM_SETTINGS: dict[str, Callable[[str], Any]] = {
     "rank": int,
     "period": int,
@@ -79,27 +78,33 @@ def compare(
 ) -> None:
     """Train several recipes from the same seeds on the same data; a table of how they end."""
     with common.sentences() as console:
-        if resume and out:
-            raise ValueError(
-                "a resumed comparison stays in its folder: give --resume or --out, not both"
-            )
+        common.check_one_folder(resume, out)
         job, given = options.job_of(context, task)
         default = _IMAGE_RECIPES if job is images else _LM_RECIPES
         names = common.names(default if recipes is None else recipes)
         numbers = common.numbers("--seeds", seeds, int) or (0,)
-        run = _compare_images if job is images else _compare_lm
-        run(names, settings or [], given, numbers, out, resume, console)
+        prepare = _of_images if job is images else _of_lm
+        plan = prepare(names, settings or [], given, numbers)
+        folder = resume or out or pathlib.Path("runs") / plan.default_name
+        console.print(escape(plan.shared))
+        advice = f"Continue with the same options and --resume {folder}"
+        with common.interruptible(console, advice):
+            table = plan.run(folder, console, resume=bool(resume))
+        console.print(f"\n{table}", markup=False, soft_wrap=True)
+        console.print(escape(f"Written to {folder}"))
 
 
-def _compare_images(
-    names: list[str],
-    settings: list[str],
-    given: dict[str, Any],
-    seeds: tuple[int, ...],
-    out: pathlib.Path | None,
-    resume: pathlib.Path | None,
-    console: Console,
-) -> None:
+class _Comparison(NamedTuple):
+    """What is to be run."""
+
+    default_name: str  # of its folder in runs/
+    shared: str  # the settings of all runs, in words
+    run: Callable[..., str]  # of folder, console and resume; gives the table
+
+
+def _of_images(
+    names: list[str], settings: list[str], given: dict[str, Any], seeds: tuple[int, ...]
+) -> _Comparison:
     fields = recipes_table.Hyperparameters._fields
     own = common.own_settings(settings, names, dict.fromkeys(fields, float))
     experiments = []
@@ -108,22 +113,14 @@ def _compare_images(
         shared = {k: v for k, v in given.items() if k not in dropped}
         experiments.append(images.new({"recipe": name, **shared, **own[name]}))
     chosen = experiments[0].config
-    folder = resume or out or pathlib.Path("runs") / f"compare-{chosen.model}-{chosen.data}"
-    console.print(escape(images.common_settings(chosen)))
-    with common.interruptible(console, _ADVICE + str(folder)):
-        table = images.compare(experiments, seeds, folder, console, resume=bool(resume))
-    _show(table, folder, console)
+    run = functools.partial(images.compare, experiments, seeds)
+    name = f"compare-{chosen.model}-{chosen.data}"
+    return _Comparison(name, images.common_settings(chosen), run)
 
 
-def _compare_lm(
-    names: list[str],
-    settings: list[str],
-    given: dict[str, Any],
-    seeds: tuple[int, ...],
-    out: pathlib.Path | None,
-    resume: pathlib.Path | None,
-    console: Console,
-) -> None:
+def _of_lm(
+    names: list[str], settings: list[str], given: dict[str, Any], seeds: tuple[int, ...]
+) -> _Comparison:
     kinds = {"learning_rates": _rates, **_LM_SETTINGS}
     own = common.own_settings(settings, names, kinds)
     shared_rates = common.numbers("--learning-rates", given.pop("learning_rates", None), float)
@@ -139,16 +136,8 @@ def _compare_lm(
         }
         experiments[name] = lm.new({"recipe": base, **shared, **own[name]})
     sweep.check_budget(rates)
-    folder = resume or out or pathlib.Path("runs") / "compare-lm"
-    console.print(escape(lm.common_settings(experiments[names[0]])))
-    with common.interruptible(console, _ADVICE + str(folder)):
-        table = sweep.compare(experiments, rates, seeds, folder, console, resume=bool(resume))
-    _show(table, folder, console)
-
-
-def _show(table: str, folder: pathlib.Path, console: Console) -> None:
-    console.print(f"\n{table}", markup=False, soft_wrap=True)
-    console.print(escape(f"Written to {folder}"))
+    run = functools.partial(sweep.compare, experiments, rates, seeds)
+    return _Comparison("compare-lm", lm.common_settings(experiments[names[0]]), run)
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -70,8 +70,7 @@ def train(
 ) -> None:
     """Train a network on real images or text with one recipe, and write a run folder."""
     with common.sentences() as console:
-        if resume and out:
-            raise ValueError("a resumed run stays in its folder: give --resume or --out, not both")
+        common.check_one_folder(resume, out)
         if resume:
             stored_task = stored_fields(resume).get("task", "images")
             if task not in (None, stored_task):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from optax_structured.trees import Axes
+from optax_structured.trees import Axes, placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +70,12 @@ class Frame:
     def turn(self, x: jax.Array) -> jax.Array:
         """From the oriented view to the matrix as it lies in memory, and back."""
         return x if self.side == "rows" else jnp.swapaxes(x, -1, -2)
+
+
+def matrix_where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """The new one for each matrix that is chosen; what all share is new where any is."""
+    if new.ndim < chosen.ndim:
+        return jnp.where(jnp.any(chosen), new, old)
+    mask = jnp.expand_dims(chosen, tuple(range(chosen.ndim, new.ndim)))
+    mask = placement.like(jnp.broadcast_to(mask, new.shape), new)
+    return jnp.where(mask, new, placement.like(old, new))

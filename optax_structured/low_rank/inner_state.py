@@ -7,6 +7,8 @@ import jax
 import optax
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr
 
+from optax_structured.quantization.codec import is_encoded
+
 KeyPath = tuple[Any, ...]
 Fields = dict[str, dict[str, jax.Array]]  # by the path of the state that holds them, then by name
 
@@ -18,8 +20,14 @@ class NeedsParameters(ValueError):
 def fields(state: Any, name: str) -> Fields:
     """The leaves of `state` that belong to one parameter."""
     found: Fields = {}
-    for path, leaf in jax.tree.leaves_with_path(state):
+    for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_encoded):
         if path and path[-1] == DictKey(name):
+            if is_encoded(leaf):
+                raise ValueError(
+                    f"the moments of {name!r} are in codes, which cannot be moved to another "
+                    "basis: put quantized around the whole, quantized(galore(...)), or use Keep() "
+                    "or Align()"
+                )
             found.setdefault(keystr(path[:-2]), {})[_field(path)] = leaf
     return found
 

@@ -10,7 +10,7 @@ import optax
 from optax_structured.branch import branch
 from optax_structured.checks import check_fraction, check_nonnegative
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
-from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.frames import Frame, matrix_where
 from optax_structured.low_rank.leaves import Projected, plan
 from optax_structured.low_rank.placing import Places
 from optax_structured.low_rank.projectors import SVD, OneSided, SubspaceIteration
@@ -22,7 +22,12 @@ from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.transports import Keep, variance_aware
 from optax_structured.transforms.adam import average, divided
 from optax_structured.trees import Rules, as_rules, placement
-from optax_structured.trees.precision import at_least_float32, scalar_dtype
+from optax_structured.trees.precision import (
+    at_least_float32,
+    finite,
+    scalar_dtype,
+    wide_dtype,
+)
 
 
 class LDAdamState(NamedTuple):
@@ -50,7 +55,7 @@ class SVDStart(SubspaceIteration):
         def cold(basis: Basis, gradient: Any, fitted: Any, seed: Any) -> Basis:
             first = SVD().refit(frame, basis, gradient, fitted, seed)
             later = warm(frame, basis, gradient, fitted | True, seed)
-            return _where(fitted, later, first)
+            return matrix_where(fitted, later, first)
 
         def again(basis: Basis, gradient: Any, fitted: Any, seed: Any) -> Basis:
             return warm(frame, basis, gradient, fitted | True, seed)
@@ -127,7 +132,7 @@ def scale_by_ldadam(
                 mu[name], nu[name] = (jnp.zeros_like(at_least_float32(leaf)) for _ in range(2))
                 continue
             spec, frame = _left(p)
-            places, wide = Places(frame, leaf), jnp.promote_types(leaf.dtype, jnp.float32)
+            places, wide = Places(frame, leaf), wide_dtype(leaf)
             bases[name] = jax.tree.map(places.basis, spec.projector.init(frame, wide))
             fitted[name] = places.basis(jnp.zeros(frame.batch, bool))
             low = spec.projector.low_shape(frame), wide
@@ -150,8 +155,7 @@ def scale_by_ldadam(
         new = LDAdamState(tick(state.clock), mean, square, *map(dict, state[3:]))
         out = {}
         for name, (leaf, p) in leaves.items():
-            gradient = at_least_float32(leaf)
-            gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
+            gradient = finite(at_least_float32(leaf))
             if p is None:
                 direction = _adam(new, name, gradient, decays)
             else:
@@ -194,7 +198,7 @@ def _moved(
     usable = jnp.isfinite(size) & (size > 0)
     seed = seed_of(name, old.clock.count)
     fit = projector.refit(frame, old.bases[name], frame.turn(target), old.fitted[name], seed)
-    basis = jax.tree.map(lambda f, b: _where(usable, f, b), fit, old.bases[name])
+    basis = jax.tree.map(lambda f, b: matrix_where(usable, f, b), fit, old.bases[name])
     rotation = projector.overlap(frame, old.bases[name], basis)
     moved, nu = variance_aware(rotation, mu, nu, first, second)
     step = before._replace(factors=at_hand(basis))
@@ -220,13 +224,6 @@ def _adam(state: LDAdamState, name: str, gradient: jax.Array, decays: _Decays) -
     return divided(mean, square, decays.eps, gradient)
 
 
-def _where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """Matrix by matrix, where the new one is."""
-    mask = chosen.reshape(*chosen.shape, *(1,) * (new.ndim - chosen.ndim))
-    mask = placement.like(jnp.broadcast_to(mask, new.shape), new)
-    return jnp.where(mask, new, placement.like(old, new))
-
-
 def _left(p: Projected) -> tuple[Any, Frame]:
     """The record and view of a leaf: square matrices compress rows where nothing else is said."""
     *_, m, n = p.spec.axes.matrix_shape(p.frame.shape)
@@ -242,7 +239,7 @@ def _prescribed(low_rank: Any) -> Rules:
     for spec in (*(value for _, value in table.pairs), table.default):
         if not isinstance(spec, LowRank):
             continue
-        for name in ("refresh", "residual", "transport"):
+        for name in ("refresh", "residual", "transport", "codec"):
             if (given := getattr(spec, name)) is not None:
                 raise ValueError(
                     f"LDAdam prescribes its {name}, but the LowRank has {name}={given!r}: leave it "

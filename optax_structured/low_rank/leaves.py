@@ -6,8 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors.base import transpose
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.trees import Rules, named_leaves, resolve
+from optax_structured.trees.placement import whole_matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +19,23 @@ class Projected:
     spec: Any
     frame: Frame
     share: float  # its position among all projected leaves, in [0, 1)
+
+    def encoded(self, basis: Any) -> Any:
+        """A basis as it is stored: itself, or in codes as it lies beside the matrix."""
+        codec, frame = self.spec.codec, self.frame
+        if codec is None:
+            return basis
+        beside = whole_matrices(frame.turn(transpose(basis)))
+        return codec.encode(beside, batch=len(frame.batch))
+
+    def decoded(self, stored: Any) -> Any:
+        """The basis of what is stored."""
+        codec, frame = self.spec.codec, self.frame
+        if codec is None:
+            return stored
+        sides = (frame.size, frame.rank) if frame.side == "rows" else (frame.rank, frame.size)
+        beside = codec.decode(stored, (*frame.batch, *sides), batch=len(frame.batch))
+        return transpose(frame.turn(beside))
 
 
 def plan(table: Rules, tree: Any) -> dict[str, tuple[Any, Projected | None]]:

@@ -34,6 +34,13 @@ class Places:
             return x
         return placement.put(x, self._mesh, self._spread(x.shape, self._natural(x.shape, "size")))
 
+    def codes(self, x: jax.Array) -> jax.Array:
+        """An array of a basis in codes, whose groups may not lie on two devices: matrices whole."""
+        if self.leaf is None:
+            return x
+        spec = (*self._batch, *[()] * (x.ndim - len(self._batch)))
+        return placement.put(x, self._mesh, spec)
+
     def low(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Zeros for a low-rank leaf, placed if there is a place."""
         if self.leaf is None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.checks import check_fraction
-from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.frames import Frame, matrix_where
 from optax_structured.low_rank.projectors.base import Basis, OneSided, Projector
 from optax_structured.trees.placement import like, whole_matrices
 
@@ -34,8 +34,28 @@ class Refresh(abc.ABC):
           share: position of the leaf among all projected leaves, in [0, 1).
         """
 
-    def after(self, state: Any, projector: Projector, frame: Frame, old: Basis, new: Basis) -> Any:
-        """The memory after a refit, from the bases before and after it."""
+    def after(
+        self,
+        state: Any,
+        projector: Projector,
+        frame: Frame,
+        old: Basis,
+        new: Basis,
+        before: jax.Array,
+        now: jax.Array,
+    ) -> Any:
+        """The memory after a refit.
+
+        Args:
+          state: what `init` or `after` gave.
+          projector: of the leaf.
+          frame: of the leaf.
+          old: the basis before.
+          new: the basis after.
+          before: (\\*batch,) bool, which matrices had been fitted; what `old` says of others is
+            arbitrary.
+          now: (\\*batch,) bool, which matrices are fitted now; the others keep their basis.
+        """
         return state
 
 
@@ -110,7 +130,8 @@ class Lazy(Refresh):
 
     After each refit the similarity of the old and the new subspace joins the last `memory` ones;
     once these are complete and their mean reaches `threshold`, the gap :math:`T` of that leaf is
-    multiplied by `growth`. A leaf is due when :math:`t \bmod T = 0` with its gap of now.
+    multiplied by `growth`. A leaf is due when :math:`t \bmod T = 0` with its gap of now. Of a leaf
+    with batch axes, the similarity is the mean over the matrices that were fitted before.
 
     Args:
       threshold: of the mean similarity, in [0, 1); 0.4. At or above 1 nothing ever grows.
@@ -165,23 +186,32 @@ class Lazy(Refresh):
         return count % state.gap == 0
 
     def after(
-        self, state: LazyState, projector: Projector, frame: Frame, old: Basis, new: Basis
+        self,
+        state: LazyState,
+        projector: Projector,
+        frame: Frame,
+        old: Basis,
+        new: Basis,
+        before: jax.Array,
+        now: jax.Array,
     ) -> LazyState:
         assert isinstance(projector, OneSided)
         if self.similarity == "subspace":
             overlap = projector.overlap(frame, old, new)
-            first = jnp.all(overlap == 0)
-            value = jnp.mean(jnp.sum(overlap**2, (-2, -1))) / overlap.shape[-1]
+            values = jnp.sum(overlap**2, (-2, -1)) / overlap.shape[-1]
             direction = state.direction
         else:
             leading = whole_matrices(projector.factors(frame, new))[..., 0, :]
-            direction = like(leading.astype(state.direction.dtype), state.direction)
-            first = jnp.all(state.direction == 0)
-            value = jnp.mean(jnp.abs(jnp.sum(direction * state.direction, -1)))
+            leading = like(leading.astype(state.direction.dtype), state.direction)
+            direction = matrix_where(now, leading, state.direction)
+            values = jnp.abs(jnp.sum(direction * state.direction, -1))
+        again = like(before & now, values)
+        value = jnp.sum(jnp.where(again, values, 0)) / jnp.maximum(jnp.sum(again), 1)
+        compared = jnp.any(again)
         latest = jnp.append(state.similarities[1:], value.astype(jnp.float32))
-        similarities = jnp.where(first, state.similarities, latest)
-        seen = jnp.where(first, 0, jnp.minimum(state.seen + 1, self.memory))
+        similarities = jnp.where(compared, latest, state.similarities)
+        seen = jnp.where(compared, jnp.minimum(state.seen + 1, self.memory), state.seen)
         similar = jnp.mean(similarities) >= self.threshold if self.threshold < 1 else False
-        stable = (seen == self.memory) & similar
+        stable = compared & (seen == self.memory) & similar
         gap = jnp.where(stable, (self.growth * state.gap).astype(jnp.int32), state.gap)
         return LazyState(gap, similarities, seen, direction)

@@ -20,7 +20,7 @@ _TINY = 1e-8  # added to norms that divide, in the unit of the gradient
 
 
 class Step(NamedTuple):
-    """One leaf in the middle of an update; all arrays oriented."""
+    """One leaf in the middle of an update."""
 
     spec: Any  # the LowRank
     frame: Frame

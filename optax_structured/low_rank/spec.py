@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.projectors.base import Projector, check_rank
 from optax_structured.low_rank.refresh import Refresh
-from optax_structured.low_rank.residuals import Residual
-from optax_structured.low_rank.transports import Transport, natural
+from optax_structured.low_rank.residuals import ErrorFeedback, NormScaled, Residual
+from optax_structured.low_rank.transports import Transport, natural, stores_matrix
+from optax_structured.quantization.affine import Affine
 from optax_structured.trees import Axes, Rules, as_rules
 
 
@@ -34,7 +35,10 @@ class LowRank:
       transport: what happens to the inner state when the basis changes. None is what suits the
         projector: `Rotate` between subsets of one fixed basis, else `Keep`.
       dtype: of the operands of the two products with the basis, such as "bfloat16"; they add up in
-        float32 in any case. None takes them as they are.
+        float32 in any case. None is that of the leaf, float32 at least.
+      codec: stores the basis in fewer bits, `Affine(bits=4)` in half a byte an entry. It is decoded
+        at each step and not made orthonormal again: at 4 bits :math:`\|P^\top P - I\|` is about
+        0.2. On a mesh, each device holds all codes of its matrices. None is floating point.
 
     Raises:
       TypeError, ValueError: a rank or period out of range, or a part of the wrong kind.
@@ -53,6 +57,7 @@ class LowRank:
     residual: Residual | None = None
     transport: Transport | None = None
     dtype: str | None = None
+    codec: Affine | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, tuple | float):
@@ -65,6 +70,7 @@ class LowRank:
             "refresh": Refresh,
             "residual": Residual,
             "transport": Transport,
+            "codec": Affine,
         }
         for name, kind in kinds.items():
             value = getattr(self, name)
@@ -78,6 +84,8 @@ class LowRank:
             for part in (self.refresh, self.residual, self.transport):
                 if part is not None:
                     part.check(self.projector)
+        if self.codec is not None:
+            _check_codec(self)
 
     def __repr__(self) -> str:
         """Without what is left open, so that a table of rules can be read."""
@@ -96,7 +104,7 @@ class LowRank:
 
     def completed(self, other: "LowRank") -> "LowRank":
         """This record with what is None taken from another."""
-        names = ("period", "projector", "refresh", "residual", "transport")
+        names = ("period", "projector", "refresh", "residual", "transport", "codec")
         missing = {n: getattr(other, n) for n in names if getattr(self, n) is None}
         whole = dataclasses.replace(self, **missing)
         if whole.transport is None and whole.projector is not None:
@@ -134,6 +142,20 @@ def completed(low_rank: Any, other: LowRank) -> Rules:
     if not table.has_default:
         return Rules(pairs)
     return Rules(pairs, fill(table.default))
+
+
+def _check_codec(spec: LowRank) -> None:
+    """Raises ValueError for parts that cannot do with a basis in codes."""
+    if spec.projector is not None and not stores_matrix(spec.projector):
+        raise ValueError(
+            f"codec={spec.codec!r} is for a basis that is one matrix, and {spec.projector!r} "
+            "stores none; leave codec out, or use SVD, SubspaceIteration or RandomizedRange"
+        )
+    if isinstance(spec.residual, NormScaled | ErrorFeedback):
+        raise ValueError(
+            f"{spec.residual!r} needs orthonormal columns, which a basis in {spec.codec!r} does "
+            "not have; use Drop() or Scaling(), or leave codec out"
+        )
 
 
 def _check_dtype(dtype: Any) -> None:

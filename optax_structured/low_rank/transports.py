@@ -102,7 +102,7 @@ class Align(Transport):
 
     def check(self, projector: Projector) -> None:
         super().check(projector)
-        if not _stores_matrix(projector):
+        if not stores_matrix(projector):
             raise ValueError(
                 f"Align turns the columns of a stored basis, and {projector!r} stores none; use "
                 "Rotate(), which moves the moments instead, Keep() or Reset()"
@@ -226,5 +226,6 @@ def natural(projector: Projector) -> Transport:
     return Rotate() if isinstance(projector, DCT) else Keep()
 
 
-def _stores_matrix(projector: Projector) -> bool:
+def stores_matrix(projector: Projector) -> bool:
+    """Whether a basis is one array, the matrix itself."""
     return type(projector).factors is OneSided.factors

@@ -17,7 +17,7 @@ from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.trees import Rules, placement
-from optax_structured.trees.precision import at_least_float32
+from optax_structured.trees.precision import at_least_float32, finite, wide_dtype
 
 DEFAULTS = LowRank(
     rank=1, period=200, projector=SubspaceIteration(), refresh=Periodic(), residual=Drop()
@@ -28,7 +28,7 @@ class LowRankState(NamedTuple):
     """State of `low_rank_projection`; dictionaries are keyed by the path of the leaf."""
 
     count: jax.Array  # type: ignore[assignment]  # () int32: updates so far
-    bases: dict[str, Any]  # of the projected leaves: (*batch, rank, size) or as the projector says
+    bases: dict[str, Any]  # of the projected leaves: as the projector or the codec says
     refresh: dict[str, RefreshState]  # of the projected leaves
     residual: dict[str, Any]  # of the projected leaves: memory of the residual rule
     inner: Any  # of the inner transformation, on {path: low-rank leaf, or plain leaf}
@@ -99,9 +99,11 @@ def low_rank_projection(
             if p is None:
                 low[name] = at_least_float32(leaf)
                 continue
-            dtype, spec, frame = _wide(leaf), p.spec, p.frame
+            dtype, spec, frame = wide_dtype(leaf), p.spec, p.frame
             places = Places(frame, leaf)
-            bases[name] = jax.tree.map(places.basis, spec.projector.init(frame, dtype))
+            basis = p.encoded(spec.projector.init(frame, dtype))
+            home = places.basis if spec.codec is None else places.codes
+            bases[name] = jax.tree.map(home, basis)
             fitted = places.basis(jnp.zeros(frame.batch, bool))
             refresh[name] = RefreshState(fitted, spec.refresh.init(frame, spec.period))
             residual[name] = spec.residual.init(frame, dtype, places)
@@ -130,7 +132,7 @@ def low_rank_projection(
         low: dict[str, jax.Array] = {}
         for name, (leaf, p) in leaves.items():
             if p is None:
-                low[name] = _finite(at_least_float32(leaf))
+                low[name] = finite(at_least_float32(leaf))
                 continue
             spec, frame, places = p.spec, p.frame, Places(p.frame, leaf)
             matrix = frame.axes.to_matrix(spec.residual.absorb(state.residual[name], leaf))
@@ -139,10 +141,10 @@ def low_rank_projection(
                 p, bases[name], memory[name], fields, frame.turn(matrix), count, masks.get(name)
             )
             moments = inner_state.replace(moments, name, fields)
-            at_hand = jax.tree.map(places.basis_at_hand, bases[name])
+            at_hand = jax.tree.map(places.basis_at_hand, p.decoded(bases[name]))
             factors = spec.projector.factors(frame, at_hand)
             steps[name] = step = Step(spec, frame, factors, matrix, a, count)
-            low[name] = places.low_at_home(_finite(step.project()).astype(_wide(leaf)))
+            low[name] = places.low_at_home(finite(step.project()).astype(wide_dtype(leaf)))
         directions, moments = inner_state.update(inner, low, moments, extra)
         residual, out = dict(state.residual), {}
         for name, (leaf, p) in leaves.items():
@@ -178,11 +180,3 @@ def _masks(refresh: Any, updates: Any, leaves: dict[str, Any]) -> dict[str, Any]
         )
     masks = (jnp.asarray(x, bool) for x in jax.tree.leaves(refresh))
     return dict(zip(leaves, masks, strict=True))
-
-
-def _wide(leaf: Any) -> Any:
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
-
-
-def _finite(x: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isfinite(x), x, 0)

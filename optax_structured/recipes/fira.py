@@ -6,9 +6,7 @@ from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.projectors import RandomProjection
 from optax_structured.low_rank.residuals import NormScaled, Scaling
 from optax_structured.low_rank.spec import LowRank, completed
-from optax_structured.low_rank.wrapper import low_rank_projection
-from optax_structured.recipes.parts import adam_or, decayed, descent
-from optax_structured.transforms import bias_correction, uncorrected_adam
+from optax_structured.recipes.galore import galore
 from optax_structured.trees import Rules
 
 _FIRA = LowRank(rank=1, residual=NormScaled())
@@ -72,12 +70,15 @@ def fira(
       before its norm is taken (`inner=optax.scale_by_adam()` here). A residual of norm zero is not
       remembered by the limiter here; in the code it holds all later ones near zero.
     """
-    inner, correction = adam_or("fira", inner, b1, b2, eps)
-    return optax.chain(
-        low_rank_projection(inner, completed(low_rank, _FIRA), scale=scale),
-        *correction,
-        descent(learning_rate),
-        *decayed(learning_rate, weight_decay),
+    return galore(
+        learning_rate,
+        completed(low_rank, _FIRA),
+        inner=inner,
+        scale=scale,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
     )
 
 
@@ -131,13 +132,14 @@ def apollo(
       Zhu et al., `APOLLO: SGD-like Memory, AdamW-level Performance
       <https://arxiv.org/abs/2412.05270>`_, MLSys 2025.
     """
-    return optax.chain(
-        low_rank_projection(
-            uncorrected_adam(b1, b2, eps), completed(low_rank, _APOLLO), scale=scale
-        ),
-        bias_correction(b1, b2),
-        descent(learning_rate),
-        *decayed(learning_rate, weight_decay),
+    return galore(
+        learning_rate,
+        completed(low_rank, _APOLLO),
+        scale=scale,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
     )
 
 

@@ -68,7 +68,7 @@ def galore(
       the arbitrary signs of the SVD across a refit; signs here
       are fixed, and the default projector moves its columns along with the gradient.
     """
-    inner, correction = adam_or("galore", inner, b1, b2, eps)
+    inner, correction = adam_or(inner, b1, b2, eps)
     return optax.chain(
         low_rank_projection(inner, low_rank, scale=scale),
         *correction,

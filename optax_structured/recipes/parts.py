@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative
@@ -14,6 +13,7 @@ from optax_structured.transforms import (
     decay_updated_weights,
     uncorrected_adam,
 )
+from optax_structured.trees import precision
 
 
 def averaged(
@@ -72,13 +72,13 @@ def finite() -> optax.GradientTransformation:
 
     def zeroed(updates: Any, params: Any = None) -> Any:
         del params
-        return jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0), updates)
+        return jax.tree.map(precision.finite, updates)
 
     return optax.stateless(zeroed)
 
 
 def adam_or(
-    recipe: str, inner: optax.GradientTransformation | None, b1: Any, b2: Any, eps: Any
+    inner: optax.GradientTransformation | None, b1: Any, b2: Any, eps: Any
 ) -> tuple[optax.GradientTransformation, tuple[optax.GradientTransformation, ...]]:
     """Adam without its correction of bias, and the correction; or what was given in its place."""
     if inner is None:
@@ -87,7 +87,7 @@ def adam_or(
     given = [n for n, (v, default) in defaults.items() if type(v) is float and v != default]
     if given:
         raise ValueError(
-            f"{recipe} got inner=... and also {', '.join(given)}, which belong to the Adam that it "
+            f"inner=... was given and also {', '.join(given)}, which belong to the Adam that it "
             "replaces; give them to the inner transformation"
         )
     return inner, ()

@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from optax_structured.trees.precision import wide_dtype
+
 
 def promote(u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> tuple[jax.Array, ...]:
     """The three arguments of a prox in the precision of the first two, at least float32."""
-    dtype = jnp.promote_types(jnp.result_type(u, metric), jnp.float32)
+    dtype = wide_dtype(u, metric)
     return jnp.asarray(u, dtype), jnp.asarray(metric, dtype), jnp.asarray(strength, dtype)
-
-
-def widen(w: ArrayLike) -> jax.Array:
-    """`w` in its own precision, at least float32, so that sums do not lose their small terms."""
-    return jnp.asarray(w, jnp.promote_types(jnp.result_type(w), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)

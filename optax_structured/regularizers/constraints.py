@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.regularizers.base import Regularizer, promote, widen
+from optax_structured.regularizers.base import Regularizer, promote
 from optax_structured.regularizers.entrywise import L1, ElasticNet
+from optax_structured.trees.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Box(Regularizer):
             )
 
     def value(self, w: ArrayLike) -> jax.Array:
-        w = widen(w)
+        w = at_least_float32(w)
         inside = jnp.all((self.low <= w) & (w <= self.high))
         penalty = self.penalty.value(w) if self.penalty else 0.0
         return jnp.where(inside, penalty, jnp.inf).astype(w.dtype)
@@ -63,7 +64,7 @@ class Box(Regularizer):
 
     def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
         # b / metric has the sign of b, which is all that the clipping depends on.
-        b = widen(b)
+        b = at_least_float32(b)
         point = jnp.where(self.penalty.is_zero(b, strength), 0.0, b) if self.penalty else b
         return jnp.clip(point, self.low, self.high) == 0.0
 
@@ -85,7 +86,7 @@ class NonNegative(Regularizer):
     constraint: ClassVar[bool] = True
 
     def value(self, w: ArrayLike) -> jax.Array:
-        w = widen(w)
+        w = at_least_float32(w)
         return jnp.where(jnp.all(w >= 0), 0.0, jnp.inf).astype(w.dtype)
 
     def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
@@ -93,4 +94,4 @@ class NonNegative(Regularizer):
         return jnp.maximum(u, 0.0)
 
     def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        return widen(b) <= 0
+        return at_least_float32(b) <= 0

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optax_structured.checks import check_nonnegative
-from optax_structured.regularizers.base import Regularizer, promote, widen
+from optax_structured.regularizers.base import Regularizer, promote
+from optax_structured.trees.precision import at_least_float32
 
 
 def soft(x: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -37,17 +38,17 @@ class L1(Regularizer):
     """
 
     def value(self, w: ArrayLike) -> jax.Array:
-        return jnp.sum(jnp.abs(widen(w)))
+        return jnp.sum(jnp.abs(at_least_float32(w)))
 
     def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
         b, metric, strength = promote(b, metric, strength)
         return soft(b, strength) / metric
 
     def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        return jnp.abs(widen(b)) <= strength
+        return jnp.abs(at_least_float32(b)) <= strength
 
     def dual_norm(self, y: ArrayLike) -> jax.Array:
-        return jnp.max(jnp.abs(widen(y)), initial=0.0)
+        return jnp.max(jnp.abs(at_least_float32(y)), initial=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ class ElasticNet(Regularizer):
         check_nonnegative("l2", self.l2)
 
     def value(self, w: ArrayLike) -> jax.Array:
-        w = widen(w)
+        w = at_least_float32(w)
         return jnp.sum(jnp.abs(w) + self.l2 / 2 * jnp.square(w))
 
     def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
@@ -90,4 +91,4 @@ class ElasticNet(Regularizer):
         return soft(b, strength) / (metric + strength * self.l2)
 
     def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        return jnp.abs(widen(b)) <= strength
+        return jnp.abs(at_least_float32(b)) <= strength

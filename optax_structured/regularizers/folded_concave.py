@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optax_structured.checks import check_positive
-from optax_structured.regularizers.base import Regularizer, promote, widen
+from optax_structured.regularizers.base import Regularizer, promote
 from optax_structured.regularizers.entrywise import soft
+from optax_structured.trees.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class MCP(Regularizer):
         check_positive("gamma", self.gamma)
 
     def value(self, w: ArrayLike) -> jax.Array:
-        size = jnp.minimum(jnp.abs(widen(w)), self.gamma * self.threshold)
+        size = jnp.minimum(jnp.abs(at_least_float32(w)), self.gamma * self.threshold)
         return jnp.sum(self.threshold * size - jnp.square(size) / (2 * self.gamma))
 
     def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
@@ -125,7 +126,7 @@ class SCAD(Regularizer):
             raise ValueError(f"SCAD: a must be above 2, got {self.a!r}")
 
     def value(self, w: ArrayLike) -> jax.Array:
-        size = jnp.abs(widen(w))
+        size = jnp.abs(at_least_float32(w))
         inner = jnp.minimum(size, self.threshold)
         # The slope falls linearly from L at L to 0 at a L; this is its integral.
         middle = jnp.clip(size, self.threshold, self.a * self.threshold) - self.threshold

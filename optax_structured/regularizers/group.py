@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optax_structured.checks import check_fraction, check_positive
-from optax_structured.regularizers.base import Regularizer, promote, widen
+from optax_structured.regularizers.base import Regularizer, promote
 from optax_structured.regularizers.entrywise import soft
 from optax_structured.regularizers.secular import solve_group
 from optax_structured.trees.axes import AxisLike, group_view
+from optax_structured.trees.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Grouped(Regularizer):
 
     def norms(self, w: ArrayLike) -> jax.Array:
         """Euclidean norm of each group, shaped like the support; of gradient 0 in dead groups."""
-        w = widen(w)
+        w = at_least_float32(w)
         axes = self.coupled_axes(w.ndim)
         # Divided by the largest entry first: squares of a tiny or huge group leave float32.
         largest = jax.lax.stop_gradient(jnp.max(jnp.abs(w), axis=axes, keepdims=True, initial=0.0))
@@ -134,7 +135,7 @@ class GroupLasso(Grouped):
         return self.norms(b) <= strength * self.group_weight(jnp.shape(b))
 
     def screen(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b = widen(b)
+        b = at_least_float32(b)
         return jnp.expand_dims(self.is_zero(b, strength), self.coupled_axes(b.ndim))
 
     def dual_norm(self, y: ArrayLike) -> jax.Array:
@@ -181,7 +182,7 @@ class SparseGroupLasso(Grouped):
         check_fraction("l1_ratio", self.l1_ratio)
 
     def value(self, w: ArrayLike) -> jax.Array:
-        entries, groups = jnp.sum(jnp.abs(widen(w))), jnp.sum(self.norms(w))
+        entries, groups = jnp.sum(jnp.abs(at_least_float32(w))), jnp.sum(self.norms(w))
         weight = self.group_weight(jnp.shape(w))
         return self.l1_ratio * entries + (1 - self.l1_ratio) * weight * groups
 
@@ -193,17 +194,17 @@ class SparseGroupLasso(Grouped):
         )
 
     def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b = widen(b)
+        b = at_least_float32(b)
         strength = jnp.asarray(strength, b.dtype)
         threshold = (1 - self.l1_ratio) * strength * self.group_weight(b.shape)
         return self.norms(soft(b, self.l1_ratio * strength)) <= threshold
 
     def screen(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b = widen(b)
+        b = at_least_float32(b)
         return jnp.expand_dims(self.is_zero(b, strength), self.coupled_axes(b.ndim))
 
     def dual_norm(self, y: ArrayLike) -> jax.Array:
-        y = widen(y)
+        y = at_least_float32(y)
         axes, slope = self.coupled_axes(y.ndim), (1 - self.l1_ratio) * self.group_weight(y.shape)
         high = self.norms(y) / slope
 
@@ -249,7 +250,9 @@ class GroupL0(Grouped):
     """
 
     def value(self, w: ArrayLike) -> jax.Array:
-        return self.group_weight(jnp.shape(w)) * jnp.sum(self.support(w), dtype=widen(w).dtype)
+        return self.group_weight(jnp.shape(w)) * jnp.sum(
+            self.support(w), dtype=at_least_float32(w).dtype
+        )
 
     def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
         u, metric, strength = promote(u, metric, strength)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.regularizers.base import Regularizer, promote, widen
+from optax_structured.regularizers.base import Regularizer, promote
+from optax_structured.trees.precision import at_least_float32
 
 
 def _survivors(u: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -42,7 +43,7 @@ class L0(Regularizer):
     """
 
     def value(self, w: ArrayLike) -> jax.Array:
-        w = widen(w)
+        w = at_least_float32(w)
         return jnp.sum(w != 0.0, dtype=w.dtype)
 
     def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
@@ -119,6 +120,6 @@ class LTwoThirds(Regularizer):
 
 def _sum_of_powers(w: ArrayLike, power: float) -> jax.Array:
     # The power has an infinite slope at 0: zero entries keep their place but pass no gradient.
-    w = widen(w)
+    w = at_least_float32(w)
     zero = w == 0.0
     return jnp.sum(jnp.where(zero, 0.0, jnp.where(zero, 1.0, jnp.abs(w)) ** power))

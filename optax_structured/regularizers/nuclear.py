@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.regularizers.base import Regularizer, promote, widen
+from optax_structured.regularizers.base import Regularizer, promote
 from optax_structured.regularizers.proximal_gradient import accelerated_proximal_gradient
 from optax_structured.trees.axes import Axes, normalize_axes
+from optax_structured.trees.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,9 @@ class NuclearNorm(Regularizer):
         return jax.sharding.reshard(x, layout.update(spec=jax.sharding.PartitionSpec(*names)))
 
     def _singular_values(self, w: ArrayLike) -> jax.Array:
-        return jnp.linalg.svd(self.axes.to_matrix(self._gather(widen(w))), compute_uv=False)
+        return jnp.linalg.svd(
+            self.axes.to_matrix(self._gather(at_least_float32(w))), compute_uv=False
+        )
 
     def _threshold(self, x: jax.Array, threshold: jax.Array) -> jax.Array:
         u, s, vt = jnp.linalg.svd(self.axes.to_matrix(x), full_matrices=False)

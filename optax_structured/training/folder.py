@@ -22,6 +22,23 @@ def check_empty(folder: pathlib.Path) -> None:
         )
 
 
+def begin(
+    config: Any, folder: pathlib.Path, *, resume: bool, stop_after: int | None, unit: str
+) -> None:
+    """Makes the folder of a new run and writes its configuration; a resumed run has both.
+
+    Raises:
+      ValueError: `stop_after` below 1 `unit`.
+      FileExistsError: a new run into a folder that is not empty.
+    """
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"stop_after must be at least 1 {unit}, got {stop_after}")
+    if not resume:
+        check_empty(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, folder)
+
+
 def save_config(config: Any, folder: pathlib.Path) -> None:
     """Writes a configuration, a dataclass, to `config.json`."""
     (folder / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")

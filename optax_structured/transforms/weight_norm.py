@@ -8,7 +8,7 @@ import optax
 
 from optax_structured.checks import check_params
 from optax_structured.trees import Axes, Rules, map_named, named_leaves, resolve
-from optax_structured.trees.precision import at_least_float32
+from optax_structured.trees.precision import at_least_float32, finite
 
 
 class WeightNormalizedState(NamedTuple):
@@ -92,7 +92,7 @@ def weight_normalized(
             if name not in views:
                 return gradient
             axes, w = views[name]
-            rows = _finite(to_rows(axes, gradient).astype(w.dtype))
+            rows = finite(to_rows(axes, gradient).astype(w.dtype))
             along[name] = jnp.sum(rows * units[name], axis=-1)
             across = rows - along[name][..., None] * units[name]
             across = _over(gains[name][..., None] * across, lengths[name])
@@ -177,9 +177,7 @@ def lookahead_weight_norm(
         views = _views(where, state.v, every=True)
         gains = {name: _norms(w) for name, (_, w) in views.items()}
         along = {
-            name: jnp.sum(
-                _finite(to_rows(axes, g).astype(w.dtype)) * _over(w, gains[name]), axis=-1
-            )
+            name: jnp.sum(finite(to_rows(axes, g).astype(w.dtype)) * _over(w, gains[name]), axis=-1)
             for (name, g), (axes, w) in zip(named_leaves(updates), views.values(), strict=True)
         }
         moves, directions = direction.update(updates, state.direction, state.v, **extra)
@@ -236,7 +234,3 @@ def _norms(rows: jax.Array) -> jax.Array:
 def _over(rows: jax.Array, lengths: jax.Array) -> jax.Array:
     """Rows divided by numbers; as they are where the number is zero."""
     return rows / jnp.where(lengths > 0, lengths, 1)[..., None]
-
-
-def _finite(x: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isfinite(x), x, 0)

@@ -4,11 +4,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
-def at_least_float32(x: jax.Array) -> jax.Array:
+def wide_dtype(*arrays: Any) -> Any:
+    """The precision of these arrays together, float32 at least."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def at_least_float32(x: ArrayLike) -> jax.Array:
     """`x` in its own precision, float32 at least: that of every accumulator."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    return jnp.asarray(x, wide_dtype(x))
+
+
+def finite(x: jax.Array) -> jax.Array:
+    """`x` with zero for NaN and infinities."""
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def scalar_dtype(tree: Any) -> Any:

@@ -8,14 +8,13 @@ compilation instead, by the number of layers.
 import argparse
 import os
 import statistics
-import time
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
-import jax.numpy as jnp
 import optax
-from proximal_step import Run, filled, is_shape, llama, stepper
+from proximal_step import filled, llama, unrolled_and_stacked
+from timing import Run, Turns, compilation
 
 import optax_structured as oxs
 
@@ -64,24 +63,15 @@ def time_steps(rounds, layers, chosen):
     size = sum(x.size for x in jax.tree.leaves(params))
     table = {name: tx for name, tx in optimizers().items() if not chosen or name in chosen}
     runs = {name: Run(optimizer, params, grads) for name, optimizer in table.items()}
-    for run in runs.values():
-        run(), run()
-    times = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(run())
+    turns = Turns(runs, rounds)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {size:,} parameters")
     bases = [name for name in ("contrib.galore", "galore", "adamw") if name in runs]
     print(f"{'':26}{'ms':>8}" + "".join(f"{'/' + b:>16}" for b in bases) + f"{'temp B/p':>10}")
     for name, run in runs.items():
-
-        def ratio(base, which, name=name):
-            pairs = zip(times[name], times[base], strict=True)
-            return statistics.median(a[which] / b[which] for a, b in pairs)
-
-        wall = statistics.median(t[0] for t in times[name])
-        ratios = "".join(f"{ratio(b, 0):10.3f} ({ratio(b, 1):.2f})" for b in bases)
-        print(f"{name:26}{1e3 * wall:8.1f}{ratios}{run.temporaries / size:10.2f}")
+        pairs = (turns.ratio(name, base) for base in bases)
+        ratios = "".join(f"{wall:10.3f} ({cpu:.2f})" for wall, cpu in pairs)
+        wall = 1e3 * turns.wall(name)
+        print(f"{name:26}{wall:8.1f}{ratios}{run.temporaries / size:10.2f}")
     if "galore, staggered" in runs:
         run = runs["galore, staggered"]
         walls = [[run()[0] for _ in range(EVERY)] for _ in range(3)]
@@ -91,18 +81,7 @@ def time_steps(rounds, layers, chosen):
 
 
 def time_compilation(layers):
-    def seconds(shapes, optimizer):
-        params = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=is_shape
-        )
-        state = jax.eval_shape(optimizer.init, params)
-        start = time.perf_counter(), time.process_time()
-        stepper(optimizer).lower(params, state, params).compile()
-        return time.perf_counter() - start[0], time.process_time() - start[1]
-
-    unrolled = llama(256, 688, layers, 1000)
-    one = unrolled["layer0"]
-    stacked = {"layers": {k: (layers, *s) for k, s in one.items()}, "embed": unrolled["embed"]}
+    unrolled, stacked = unrolled_and_stacked(layers)
     spec = oxs.LowRank(64, period=200)
     cases = {
         "contrib.galore, unrolled": (unrolled, contrib(200)),
@@ -114,7 +93,7 @@ def time_compilation(layers):
         "fira, stacked": (stacked, oxs.fira(1e-2, oxs.rules(("embed|norm", None), default=spec))),
     }
     for name, (shapes, optimizer) in cases.items():
-        wall, cpu = seconds(shapes, optimizer)
+        wall, cpu = compilation(shapes, optimizer)
         print(f"{layers} layers, {name}: {wall:.2f} s ({cpu:.2f} s of CPU)")
 
 

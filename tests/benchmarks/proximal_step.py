@@ -7,8 +7,6 @@ die. `--compile` times trace and compilation instead, by the number of unrolled 
 
 import argparse
 import os
-import statistics
-import time
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -16,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from timing import Run, Turns, compilation, is_shape
 
 import optax_structured as oxs
 
@@ -31,8 +30,12 @@ def llama(width=512, hidden=1376, layers=8, vocabulary=32_000):
     return shapes | {"embed": (vocabulary, width), "head": (width, vocabulary), "norm": (width,)}
 
 
-def is_shape(node):
-    return isinstance(node, tuple)
+def unrolled_and_stacked(layers):
+    """A narrower model in both layouts, for compilation."""
+    unrolled = llama(256, 688, layers, 1000)
+    one = unrolled["layer0"]
+    stacked = {"layers": {k: (layers, *s) for k, s in one.items()}, "embed": unrolled["embed"]}
+    return unrolled, stacked
 
 
 def filled(shapes, seed, dying):
@@ -46,28 +49,6 @@ def filled(shapes, seed, dying):
         return jnp.asarray(x)
 
     return jax.tree.map(leaf, shapes, is_leaf=is_shape)
-
-
-def stepper(optimizer):
-    def step(params, state, grads):
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return jax.jit(step, donate_argnums=(0, 1))
-
-
-class Run:
-    def __init__(self, optimizer, params, grads):
-        self.params, self.grads = jax.tree.map(jnp.copy, params), grads
-        self.state = jax.jit(optimizer.init)(self.params)
-        self.step = stepper(optimizer).lower(self.params, self.state, grads).compile()
-        self.temporaries = self.step.memory_analysis().temp_size_in_bytes
-
-    def __call__(self):
-        wall, cpu = time.perf_counter(), time.process_time()
-        self.params, self.state = self.step(self.params, self.state, self.grads)
-        jax.block_until_ready((self.params, self.state))
-        return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def optimizers():
@@ -110,25 +91,15 @@ def time_steps(rounds, layers):
     params, grads = filled(shapes, 0, dying=0.0), filled(shapes, 1, dying=1e-3)
     size = sum(x.size for x in jax.tree.leaves(params))
     runs = {name: Run(optimizer, params, grads) for name, optimizer in optimizers().items()}
-    for run in runs.values():
-        run(), run()
-    times = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(run())
+    turns = Turns(runs, rounds)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {size:,} parameters")
     print(f"{'':22}{'ms':>8}{'/madgrad':>10}{'(cpu)':>8}{'/adamw':>8}{'/own':>8}{'temp B/p':>10}")
     for name, run in runs.items():
         own = "prox_adam, strength 0" if name.startswith("prox_adam") else "ramda, strength 0"
-
-        def ratio(base, which, name=name):
-            pairs = zip(times[name], times[base], strict=True)
-            return statistics.median(a[which] / b[which] for a, b in pairs)
-
-        wall = statistics.median(t[0] for t in times[name])
+        wall, cpu = turns.ratio(name, "contrib.madgrad")
         print(
-            f"{name:22}{1e3 * wall:8.1f}{ratio('contrib.madgrad', 0):10.3f}"
-            f"{ratio('contrib.madgrad', 1):8.3f}{ratio('adamw', 0):8.2f}{ratio(own, 0):8.2f}"
+            f"{name:22}{1e3 * turns.wall(name):8.1f}{wall:10.3f}{cpu:8.3f}"
+            f"{turns.ratio(name, 'adamw')[0]:8.2f}{turns.ratio(name, own)[0]:8.2f}"
             f"{run.temporaries / size:10.2f}"
         )
     dead = [
@@ -142,18 +113,7 @@ def time_steps(rounds, layers):
 
 
 def time_compilation(layers):
-    def seconds(shapes, optimizer):
-        params = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=is_shape
-        )
-        state = jax.eval_shape(optimizer.init, params)
-        start = time.perf_counter(), time.process_time()
-        stepper(optimizer).lower(params, state, params).compile()
-        return time.perf_counter() - start[0], time.process_time() - start[1]
-
-    unrolled = llama(256, 688, layers, 1000)
-    one = unrolled["layer0"]
-    stacked = {"layers": {k: (layers, *s) for k, s in one.items()}, "embed": unrolled["embed"]}
+    unrolled, stacked = unrolled_and_stacked(layers)
     axes = oxs.presets.stacked(GROUPS)
     plain = r"norm"
     cases = {
@@ -161,9 +121,9 @@ def time_compilation(layers):
         "ramda, stacked": (stacked, oxs.rules((plain, None), ("embed", GROUPS), default=axes)),
     }
     for name, (shapes, regularizer) in cases.items():
-        wall, cpu = seconds(shapes, oxs.ramda(1e-2, regularizer, 1e-3))
+        wall, cpu = compilation(shapes, oxs.ramda(1e-2, regularizer, 1e-3))
         print(f"{layers} layers, {name}: {wall:.2f} s ({cpu:.2f} s of CPU)")
-    wall, cpu = seconds(unrolled, optax.contrib.madgrad(1e-2))
+    wall, cpu = compilation(unrolled, optax.contrib.madgrad(1e-2))
     print(f"{layers} layers, contrib.madgrad: {wall:.2f} s ({cpu:.2f} s of CPU)")
 
 

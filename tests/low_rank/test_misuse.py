@@ -211,12 +211,12 @@ MISUSE = [
     (
         "galore-with-inner-and-its-settings",
         lambda: oxs.galore(0.1, oxs.LowRank(2), inner=optax.scale_by_lion(), b1=0.95),
-        "galore got inner=... and also b1, which belong to the Adam that it replaces",
+        "inner=... was given and also b1, which belong to the Adam that it replaces",
     ),
     (
         "fira-with-inner-and-its-settings",
         lambda: oxs.fira(0.1, oxs.LowRank(2), inner=optax.scale_by_lion(), b2=0.95, eps=1e-8),
-        "fira got inner=... and also b2, eps",
+        "inner=... was given and also b2, eps",
     ),
     (
         "ldadam-with-a-residual",

@@ -9,13 +9,13 @@ from recipes_table import assert_equal, normal
 from tolerances import ORTHONORMAL
 
 import optax_structured as oxs
-from optax_structured import SVD, External, Lazy, LowRank, Periodic, Staggered
+from optax_structured import SVD, External, Lazy, LowRank, Periodic, Staggered, SubspaceIteration
 
 SHAPE = (6, 4)
 
 
-def projection(period=2, **parts):
-    spec = LowRank(2, period, projector=SVD(), **parts)
+def projection(period=2, projector=SVD(), **parts):  # noqa: B008  (frozen)
+    spec = LowRank(2, period, projector=projector, **parts)
     return oxs.low_rank_projection(optax.scale_by_adam(), spec)
 
 
@@ -114,6 +114,27 @@ def test_a_threshold_of_one_never_grows(similarity):
 def test_lazy_keeps_on_fitting_what_moves(similarity):
     tx = projection(refresh=Lazy(threshold=0.9, memory=2, similarity=similarity))
     assert gaps(tx, [normal(t, SHAPE) for t in range(12)]) == {}
+
+
+@pytest.mark.parametrize("similarity", ["direction", "subspace"])
+@pytest.mark.parametrize("projector", [SVD(), SubspaceIteration()], ids=repr)
+def test_lazy_has_nothing_to_compare_at_the_first_fit(projector, similarity):
+    """Some projectors start from a random basis, some from zeros."""
+    tx = projection(refresh=Lazy(similarity=similarity), projector=projector)
+    found = [int(state.refresh[""].rule.seen) for state in states(tx, [normal("g", SHAPE)] * 3)]
+    assert found == [0, 0, 1]
+
+
+@pytest.mark.parametrize("similarity", ["direction", "subspace"])
+def test_lazy_compares_the_matrices_of_a_stack_that_were_fitted_before(similarity):
+    """The second matrix is new at step 3, when nothing is due, and has no say until step 4."""
+    still, late = normal("g", SHAPE), normal("late", SHAPE)
+    grads = [jnp.stack([still, late * (t >= 3)]) for t in range(5)]
+    tx = projection(refresh=Lazy(memory=1, similarity=similarity))
+    rules = [state.refresh[""].rule for state in states(tx, grads)]
+    assert [int(rule.gap) for rule in rules] == [2, 2, 4, 4, 8]
+    assert [int(rule.seen) for rule in rules] == [0, 0, 1, 1, 1]
+    np.testing.assert_allclose([rule.similarities for rule in rules[2:]], 1.0, rtol=1e-5)
 
 
 # Gradients that cannot be used

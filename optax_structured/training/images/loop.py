@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from optax_structured.training.checkpoint import Checkpoints
-from optax_structured.training.folder import check_empty, read_table, save_config, write_table
+from optax_structured.training.folder import begin, read_table, write_table
 from optax_structured.training.images.experiment import Experiment, State
 
 METRICS, STRIPS = "metrics.csv", "strips.npz"
@@ -53,12 +53,7 @@ def train(
       FloatingPointError: the loss is no longer finite.
     """
     config = experiment.config
-    if stop_after is not None and stop_after < 1:
-        raise ValueError(f"stop_after must be at least 1 epoch, got {stop_after}")
-    if not resume:
-        check_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder)
+    begin(config, folder, resume=resume, stop_after=stop_after, unit="epoch")
     state, done = experiment.init(), 0
     rows: list[Row] = []
     strips: Strips = {}

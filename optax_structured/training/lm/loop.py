@@ -10,13 +10,7 @@ import jax
 import numpy as np
 
 from optax_structured.training.checkpoint import Checkpoints
-from optax_structured.training.folder import (
-    Row,
-    check_empty,
-    read_table,
-    save_config,
-    write_table,
-)
+from optax_structured.training.folder import Row, begin, read_table, write_table
 from optax_structured.training.lm.experiment import STEPS_A_CALL, Experiment, State
 from optax_structured.training.lm.probes import Probes
 
@@ -58,12 +52,7 @@ def train(
       FloatingPointError: the loss is no longer finite.
     """
     config = experiment.config
-    if stop_after is not None and stop_after < 1:
-        raise ValueError(f"stop_after must be at least 1 step, got {stop_after}")
-    if not resume:
-        check_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder)
+    begin(config, folder, resume=resume, stop_after=stop_after, unit="step")
     state, step = experiment.init(), 0
     rows: list[Row] = []
     leaves: list[Row] = []

@@ -1,0 +1,88 @@
+"""Blocks: short runs of entries that share one scale."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from optax_structured.trees.placement import Spec, on_explicit_mesh, spec_of
+
+
+class Layout(NamedTuple):
+    """How an array is cut: its leading axes stay, the others are one row of consecutive blocks."""
+
+    lead: tuple[int, ...]  # the axes that stay
+    size: int  # entries of a row
+    block: int  # entries of a block; the last one of a row may be shorter
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in a row."""
+        return -(-self.size // self.block)
+
+
+def layout(shape: Sequence[int], block: int, batch: int = 0) -> Layout:
+    """Blocks of consecutive entries in row-major order, of a shape and nothing else.
+
+    As many leading axes stay as there are that no block crosses, and `batch` of them in any case;
+    so a scale lies beside its entries on every mesh that shards those axes.
+    """
+    for kept in range(len(shape), batch, -1):
+        size = math.prod(shape[kept:])
+        if kept < len(shape) and size and size % block == 0:
+            return Layout(tuple(shape[:kept]), size, block)
+    size = math.prod(shape[batch:])
+    return Layout(tuple(shape[:batch]), size, min(block, size + size % 2))
+
+
+def in_blocks(x: jax.Array, block: int, batch: int = 0) -> jax.Array:
+    """(\\*lead, blocks, block) of an array; what is missing in the last block repeats its end.
+
+    Raises:
+      ValueError: on an explicit mesh, where a block would lie on two devices.
+    """
+    cut = layout(x.shape, block, batch)
+    rows = _reshape(x, (*cut.lead, cut.size), _row_spec(x, cut))
+    if missing := cut.blocks * cut.block - cut.size:
+        rows = jnp.pad(rows, [(0, 0)] * len(cut.lead) + [(0, missing)], mode="edge")
+    return _reshape(rows, (*cut.lead, cut.blocks, cut.block), (*_row_spec(x, cut), ()))
+
+
+def out_of_blocks(blocks: jax.Array, shape: Sequence[int], batch: int = 0) -> jax.Array:
+    """The array of its blocks."""
+    cut = layout(shape, blocks.shape[-1], batch)
+    spec = spec_of(blocks)[:-1]
+    rows = _reshape(blocks, (*cut.lead, cut.blocks * cut.block), spec)[..., : cut.size]
+    whole = [()] * (len(shape) - len(spec))
+    return _reshape(rows, shape, (*spec, *whole)[: len(shape)])
+
+
+def lookup(table: Any, index: jax.Array) -> jax.Array:
+    """Entries of a small constant table, placed as the indices are."""
+    out = jax.typeof(index).sharding if on_explicit_mesh(index) else None
+    index = index.astype(jnp.uint32)  # a signed one would be asked whether it counts from the end
+    return jnp.asarray(table).at[index].get(mode="promise_in_bounds", out_sharding=out)
+
+
+def _row_spec(x: jax.Array, cut: Layout) -> Spec:
+    """The mesh axes of the rows of an array."""
+    spec, kept = spec_of(x), len(cut.lead)
+    inner = spec[kept:]
+    mesh = jax.typeof(x).sharding.mesh
+    shards = math.prod(mesh.shape[name] for axes in inner for name in axes)
+    if shards > 1 and (any(inner[1:]) or cut.size % (shards * cut.block)):
+        local = jax.typeof(x).sharding.shard_shape(x.shape)
+        raise ValueError(
+            f"blocks of {cut.block} consecutive entries would lie across devices: an array of "
+            f"shape {x.shape} is cut into pieces of {local}; shard an axis before the last, or "
+            f"choose a block that divides what one device holds of a row"
+        )
+    return (*spec[:kept], sum(inner, ()))
+
+
+def _reshape(x: jax.Array, shape: Sequence[int], spec: Spec) -> jax.Array:
+    out = P(*(axis or None for axis in spec)) if on_explicit_mesh(x) else None
+    return jax.lax.reshape(x, tuple(shape), out_sharding=out)

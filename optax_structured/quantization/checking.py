@@ -1,0 +1,17 @@
+"""Checks of the settings of codecs."""
+
+from typing import Any
+
+
+def check_bits(codec: Any) -> None:
+    """Raises ValueError unless a codec has 4 or 8 bits."""
+    if codec.bits not in (4, 8):
+        raise ValueError(f"{type(codec).__name__} has 4 or 8 bits, got bits={codec.bits!r}")
+
+
+def check_block(name: str, size: Any) -> None:
+    """Raises TypeError or ValueError unless this is a number of entries that can share a scale."""
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        raise TypeError(f"{name} must be a Python int, a number of entries, got {size!r}")
+    if size < 2:
+        raise ValueError(f"{name} must be at least 2 entries, got {size!r}")

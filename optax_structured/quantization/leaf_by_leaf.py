@@ -1,0 +1,109 @@
+"""A step of an optimizer on a stored state, of which one leaf is decoded at a time."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.quantization.blocks import in_blocks, out_of_blocks
+from optax_structured.quantization.codec import is_encoded
+from optax_structured.quantization.dynamic import Dynamic
+from optax_structured.quantization.in_turn import InTurn
+from optax_structured.quantization.settled import settled, zero_after
+from optax_structured.trees.precision import wide_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What becomes of each array of the inner state."""
+
+    paths: Sequence[str]  # of the parameters
+    owners: Sequence[str | None]  # the parameter that each array belongs to
+    leaves: Sequence[Any]  # the arrays, abstract and decoded
+    codecs: Sequence[Dynamic | None]
+
+    def encode(self, places: Sequence[int], arrays: Sequence[Any], in_blocks: bool = False) -> Any:
+        """Arrays of the state, stored."""
+        return [self._encode(i, x, in_blocks) for i, x in zip(places, arrays, strict=True)]
+
+    def _encode(self, i: int, x: Any, in_blocks: bool) -> Any:
+        codec = self.codecs[i]
+        if codec is None:
+            return x
+        try:
+            return codec.encode_blocks(x, self.leaves[i].shape) if in_blocks else codec.encode(x)
+        except ValueError as error:
+            error.add_note(f"quantized: in the state of {self.owners[i]!r}")
+            raise
+
+    def decode(self, i: int, x: Any, in_blocks: bool = False) -> jax.Array:
+        codec, leaf = self.codecs[i], self.leaves[i]
+        if codec is None:
+            return x
+        decode = codec.decode_blocks if in_blocks else codec.decode
+        return decode(x, leaf.shape).astype(wide_dtype(leaf))
+
+    def block(self, due: Sequence[int], shape: tuple[int, ...]) -> int | None:
+        """The size of the whole blocks in which a parameter and all of its state can be seen."""
+        codecs = [self.codecs[i] for i in due]
+        sizes = {codec.block for codec in codecs if codec is not None}
+        if len(sizes) != 1 or None in codecs or {self.leaves[i].shape for i in due} != {shape}:
+            return None
+        (size,) = sizes
+        return size if math.prod(shape) % size == 0 else None
+
+
+def leaf_by_leaf(
+    step: Callable[[Any, Any], Any], gradients: list[Any], stored: list[Any], plan: Plan
+) -> tuple[Any, Any]:
+    """One step of the inner transformation, on one parameter after the other."""
+    decode = [functools.partial(plan.decode, i) for i in range(len(stored))]
+    abstract = [jax.eval_shape(f, x) for f, x in zip(decode, stored, strict=True)]
+    program = InTurn(step, gradients, abstract)
+    turn = jnp.zeros((), jnp.uint8)  # stays 0
+    block: int | None = None
+
+    def gradient(k: int, blocked: bool) -> jax.Array:
+        return blocks(gradients[k]) if blocked else gradients[k]
+
+    def blocks(x: jax.Array) -> jax.Array:
+        assert block is not None
+        return in_blocks(x, block)
+
+    def decoded(i: int, blocked: bool) -> jax.Array:
+        x = stored[i]
+        if is_encoded(x):  # so that it is not decoded before its turn
+            x = x._replace(codes=x.codes + turn)
+        return plan.decode(i, x, blocked)
+
+    count = len(gradients)
+    program.reads(
+        [functools.partial(gradient, k) for k in range(count)]
+        + [functools.partial(decoded, i) for i in range(len(stored))]
+    )
+    outputs: list[Any]
+    structure: Any
+    outputs, structure = jax.tree.flatten(program.shapes)
+    made: list[Any] = [None] * len(outputs)
+    for k, path in enumerate(plan.paths):
+        mine = [i for i, owner in enumerate(plan.owners) if owner == path]
+        due, shape = [k, *(count + i for i in mine)], outputs[k].shape
+        block = plan.block(mine, shape)
+        values = program.run_in_blocks(due, shape, blocks) if block else None
+        if values is None:
+            block, values = None, program.run(due)
+        made[k] = values[0] if block is None else out_of_blocks(values[0], shape)
+        encode = functools.partial(plan.encode, mine, in_blocks=block is not None)
+        coded = settled(encode, values[1:], [stored[i] for i in mine])
+        turn = zero_after(coded, turn)
+        for i, x in zip(mine, coded, strict=True):
+            made[count + i] = x
+    rest = [count + i for i, owner in enumerate(plan.owners) if owner not in plan.paths]
+    shared = plan.encode([i - count for i in rest], program.run(rest))
+    for i, x in zip(rest, shared, strict=True):
+        made[i] = x
+    return structure.unflatten(made)

@@ -1,0 +1,50 @@
+"""Finishing one leaf before the next begins, where the compiler would not see to it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.quantization.codec import is_encoded
+from optax_structured.trees.placement import on_explicit_mesh
+
+
+def settled(encode: Callable[[Any], Any], fresh: Any, old: Any) -> Any:
+    """`encode(fresh)`, as one operation: what reads a part of the codes waits for all of them.
+
+    XLA for CPUs runs independent operations in any order, each with memory of its own, and would
+    rather compute a code twice than wait for it. A branch it can neither look into nor decide is
+    a unit; accelerators, which run one operation after the other, do without.
+
+    Args:
+      encode: the codes of a tree of arrays.
+      fresh: the arrays.
+      old: what `encode` gave last time.
+    """
+    scales = [x[1] for x in jax.tree.leaves(old, is_leaf=is_encoded) if is_encoded(x) and x[1].size]
+    if not scales or on_explicit_mesh(*scales):
+        return encode(fresh)
+
+    def unit(fresh: Any, old: Any, scale: jax.Array) -> Any:
+        always = scale.reshape(-1)[0] >= 0  # a scale is, or it is NaN and nothing can be saved
+        return jax.lax.cond(always, lambda fresh, _: encode(fresh), lambda _, old: old, fresh, old)
+
+    return jax.lax.platform_dependent(
+        fresh, old, scales[0], cpu=unit, default=lambda fresh, *_: encode(fresh)
+    )
+
+
+def zero_after(encoded: Any, otherwise: jax.Array) -> jax.Array:
+    """0, known when these codes are, so that what it is added to waits for them."""
+    codes = [x.codes for x in jax.tree.leaves(encoded, is_leaf=is_encoded) if is_encoded(x)]
+    codes = [x for x in codes if x.size]
+    if not codes or on_explicit_mesh(*codes):
+        return otherwise
+
+    def wait(code: jax.Array, otherwise: jax.Array) -> jax.Array:
+        return (code.reshape(-1)[0].astype(jnp.int32) > 255).astype(otherwise.dtype)  # never true
+
+    return jax.lax.platform_dependent(
+        codes[0], otherwise, cpu=wait, default=lambda _, otherwise: otherwise
+    )

@@ -1,0 +1,257 @@
+"""What holds for every array that a codec stores, whatever its shape and its numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from tolerances import rounding
+
+import optax_structured as oxs
+from optax_structured.quantization import codebook
+from optax_structured.quantization.packing import pack, unpack
+
+BLOCK, SIZE = 16, 40  # the last block is shorter
+FLOAT32 = rounding("float32")
+# XLA takes numbers below 1e-38 for 0, and the smallest of a block is 1e-7 of its largest.
+MAGNITUDES = st.floats(-(2.0**100), 2.0**100, width=32).map(lambda x: x if abs(x) > 1e-30 else 0.0)
+entries = arrays.arrays(np.float32, SIZE, elements=MAGNITUDES, fill=st.just(0.0))
+every_dynamic = pytest.mark.parametrize(
+    "codec",
+    [
+        oxs.Dynamic(bits, BLOCK, signed, published)
+        for bits in (8, 4)
+        for signed in (True, False)
+        for published in (False, True)
+    ],
+    ids=repr,
+)
+every_affine = pytest.mark.parametrize("codec", [oxs.Affine(8, BLOCK), oxs.Affine(4, BLOCK)])
+both_bits = pytest.mark.parametrize("bits", [8, 4])
+both_signs = pytest.mark.parametrize("signed", [True, False])
+
+
+@functools.cache
+def stored(codec):
+    """What is left of an array after encoding and decoding, and its codes, one an entry."""
+
+    @jax.jit
+    def apply(x):
+        encoded = codec.encode(x)
+        codes = encoded.codes if codec.bits == 8 else unpack(encoded.codes, x.size)
+        return codec.decode(encoded, x.shape), codes
+
+    return lambda x: tuple(map(np.asarray, apply(x)))
+
+
+def per_entry(x):
+    """(SIZE,) of one number a block."""
+    return np.repeat(x, BLOCK)[:SIZE]
+
+
+def largest(x):
+    return per_entry([np.abs(part).max() for part in np.split(x, [BLOCK, 2 * BLOCK])])
+
+
+@both_bits
+@both_signs
+@given(scale=st.floats(2.0**-60, 2.0**100, width=32))
+def test_what_a_code_stands_for_is_stored_exactly(bits, signed, scale):
+    numbers = codebook(bits, signed) * np.float32(scale)
+    kept, codes = stored(oxs.Dynamic(bits, 2**bits, signed))(numbers)
+    np.testing.assert_array_equal(kept, numbers)
+    np.testing.assert_array_equal(codes, np.arange(len(numbers)))
+
+
+@every_dynamic
+@given(x=entries)
+def test_the_nearest_number_is_taken(codec, x):
+    x = x if codec.signed else np.abs(x)
+    kept, _ = stored(codec)(x)
+    scale = largest(x).astype(np.float64)
+    numbers = codebook(codec.bits, codec.signed).astype(np.float64)
+    distance = np.abs(scale[:, None] * numbers - x[:, None])
+    if codec.published and codec.signed:
+        distance[(x < 0)[:, None] & (numbers >= 0)] = np.inf
+    elif not codec.published and not codec.signed:
+        distance[(x > 0)[:, None] & (numbers == 0)] = np.inf
+    assert np.all(np.abs(kept - x) <= distance.min(1) + FLOAT32 * scale)
+
+
+@every_dynamic
+@given(x=entries)
+def test_an_error_is_at_most_half_the_gap_to_the_next_number(codec, x):
+    """Except where a sign is kept, or a second moment is kept above 0."""
+    x = x if codec.signed else np.abs(x)
+    kept, codes = stored(codec)(x)
+    scale = largest(x).astype(np.float64)
+    numbers = codebook(codec.bits, codec.signed).astype(np.float64)
+    gap = np.diff(numbers, prepend=-1.0, append=numbers[-1]) * (codec.signed or 1)
+    half = scale * np.maximum(gap[codes], gap[codes + 1]) / 2
+    moved = np.abs(x) <= scale * np.min(np.abs(numbers[numbers != 0]))
+    assert np.all((np.abs(kept - x) <= half + FLOAT32 * scale) | moved)
+
+
+@every_dynamic
+@given(x=entries)
+def test_larger_entries_of_a_block_never_have_smaller_codes(codec, x):
+    x[BLOCK:] = 0
+    x[:BLOCK].sort()
+    _, codes = stored(codec)(x)
+    assert np.all(np.diff(codes[:BLOCK].astype(int)) >= 0)
+
+
+@pytest.mark.parametrize("codec", [oxs.Dynamic(8, BLOCK), oxs.Affine(8, BLOCK)], ids=repr)
+@given(x=entries, order=st.permutations(range(BLOCK)))
+def test_the_order_inside_a_block_does_not_matter(codec, x, order):
+    kept, _ = stored(codec)(x)
+    shuffled = np.concatenate([x[:BLOCK][order], x[BLOCK:]])
+    again, _ = stored(codec)(shuffled)
+    np.testing.assert_array_equal(again[:BLOCK], kept[:BLOCK][order])
+    np.testing.assert_array_equal(again[BLOCK:], kept[BLOCK:])
+
+
+@both_bits
+@given(x=entries)
+def test_a_positive_second_moment_never_becomes_zero_and_zero_stays(bits, x):
+    x = np.abs(x)
+    # The smallest code is a 300th of a block's largest or 3e-7 of it, which has to be a number.
+    kept, codes = stored(oxs.Dynamic(bits, BLOCK, signed=False))(x)
+    np.testing.assert_array_equal(codes == 0, x == 0)
+    np.testing.assert_array_equal(kept == 0, x == 0)
+
+
+@both_bits
+def test_the_published_rounding_loses_small_second_moments(bits):
+    x = np.zeros(SIZE, np.float32)
+    x[:2] = 1.0, 1e-9
+    kept, _ = stored(oxs.Dynamic(bits, BLOCK, signed=False, published=True))(x)
+    assert kept[1] == 0
+
+
+@both_bits
+@both_signs
+def test_ties_go_to_the_lower_code(bits, signed):
+    """The published kernels search among midpoints, and stop at the first that is not below."""
+    numbers = codebook(bits, signed)
+    middle = ((numbers[1:].astype(np.float64) + numbers[:-1]) / 2).astype(np.float32)
+    x = np.append(middle, np.float32(1))
+    _, codes = stored(oxs.Dynamic(bits, x.size, signed, published=not signed))(x)
+    np.testing.assert_array_equal(codes[:-1], np.arange(len(middle)))
+
+
+@every_dynamic
+def test_the_largest_entry_of_a_block_is_exact(codec):
+    x = np.linspace(0.01, 3.7, SIZE, dtype=np.float32)
+    kept, _ = stored(codec)(x)
+    for last in (BLOCK - 1, 2 * BLOCK - 1, SIZE - 1):
+        assert kept[last] == x[last]
+
+
+@every_affine
+@given(x=entries, sign=st.sampled_from(["any", "positive", "negative", "constant"]))
+def test_an_error_is_at_most_half_a_step(codec, x, sign):
+    change = {"positive": np.abs, "negative": lambda x: -np.abs(x), "constant": lambda x: 0 * x + x[0]}
+    x = change.get(sign, np.copy)(x)
+    kept, _ = stored(codec)(x)
+    step = per_entry(codec.encode(jnp.asarray(x)).scale)
+    assert np.all(np.abs(kept - x) <= step * (0.5 + 2**codec.bits * FLOAT32))
+    assert np.all(kept[x == 0] == 0)
+
+
+@every_affine
+def test_a_constant_group_is_exact(codec):
+    """Its only number is an end of its range."""
+    for value in (0.37, -5.0, 0.0):
+        x = np.full(SIZE, value, np.float32)
+        np.testing.assert_allclose(stored(codec)(x)[0], x, rtol=FLOAT32)
+
+
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=9), st.integers(1, 3))
+def test_packing_keeps_every_code(codes, rows):
+    codes = jnp.tile(jnp.asarray(codes, jnp.uint8), (rows, 1))
+    packed = pack(codes)
+    assert packed.shape == (rows, -(-codes.shape[1] // 2)) and packed.dtype == jnp.uint8
+    np.testing.assert_array_equal(unpack(packed, codes.shape[1]), codes)
+
+
+CODECS = [oxs.Dynamic(8), oxs.Dynamic(4, 128), oxs.Affine(8), oxs.Affine(4, 32)]
+SHAPES = [(), (0,), (0, 3), (3, 0), (1,), (3,), (7, 5), (300,), (3, 130), (2, 4, 32), (2, 256)]
+every_codec = pytest.mark.parametrize("codec", CODECS, ids=repr)
+
+
+@every_codec
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_shape(codec, shape):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+    encoded = codec.encode(x)
+    block = codec.block if isinstance(codec, oxs.Dynamic) else codec.group
+    kept = codec.decode(encoded, shape)
+    assert kept.shape == shape and kept.dtype == jnp.float32
+    assert encoded.codes.dtype == jnp.uint8
+    assert encoded[1].size == -(-x.size // block)
+    if codec.bits == 8:
+        assert encoded.codes.shape == shape
+        np.testing.assert_array_equal(codec.decode(encoded), kept)
+    else:
+        assert encoded.codes.nbytes == -(-x.size // 2)
+    bound = 0.01 if codec.bits == 8 else 0.15
+    assert np.max(np.abs(kept - x), initial=0.0) <= bound * np.max(np.abs(x), initial=0.0)
+
+
+def test_scales_lie_beside_the_axes_that_no_block_crosses():
+    assert oxs.Dynamic().encode(jnp.ones((6, 512))).absmax.shape == (6, 2)
+    assert oxs.Dynamic().encode(jnp.ones((2, 4, 128))).absmax.shape == (2, 2)
+    assert oxs.Dynamic().encode(jnp.ones((512, 3))).absmax.shape == (6,)
+    assert oxs.Affine(4, 8).encode(jnp.ones((3, 5)), batch=1).scale.shape == (3, 1)
+
+
+@every_codec
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.usefixtures("x64")
+def test_other_dtypes(codec, dtype):
+    x = jnp.asarray([1.0, -0.25, 0.0, 0.5], dtype)
+    kept = codec.decode(codec.encode(x), (4,))
+    assert kept.dtype in (jnp.float32, jnp.float64)
+    assert jnp.max(jnp.abs(kept - x)) <= 0.1 and kept[2] == 0
+
+
+@every_codec
+@pytest.mark.parametrize("codec_of", ["eager", "jit"])
+def test_what_is_not_finite(codec, codec_of):
+    x = jnp.asarray([jnp.nan, jnp.inf, -jnp.inf, 0.0, 1.0])
+    encode = jax.jit(codec.encode) if codec_of == "jit" else codec.encode
+    kept = codec.decode(encode(x), x.shape)
+    top = jnp.finfo(jnp.float32).max
+    assert jnp.all(jnp.isfinite(kept))
+    assert kept[0] == kept[3] == 0
+    np.testing.assert_allclose(kept[1:3] / top, [1, -1], rtol=0.15 if codec.bits == 4 else 0.01)
+    assert jnp.all(codec.decode(encode(jnp.full(5, jnp.nan)), (5,)) == 0)
+
+
+@every_codec
+def test_codecs_batch_under_vmap(codec):
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 40)), jnp.float32)
+    codes = jax.vmap(codec.encode)(x)
+    kept = jax.vmap(lambda c: codec.decode(c, (40,)))(codes)
+    for row, expected in zip(kept, x, strict=True):
+        np.testing.assert_array_equal(row, codec.decode(codec.encode(expected), (40,)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: oxs.Dynamic(bits=5), "Dynamic has 4 or 8 bits, got bits=5"),
+        (lambda: oxs.Affine(bits=32), "Affine has 4 or 8 bits, got bits=32"),
+        (lambda: oxs.Dynamic(block=1), "block must be at least 2 entries, got 1"),
+        (lambda: oxs.Dynamic(block=2.5), "block must be a Python int, a number of entries, got"),
+        (lambda: oxs.Affine(group=True), "group must be a Python int, a number of entries, got"),
+    ],
+)
+def test_misuse(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
