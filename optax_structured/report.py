@@ -97,21 +97,23 @@ def layer_table(of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength
 
 
 def state_table(memory: MemoryReport) -> Table:
-    """One line a leaf: its rule and what the optimizer keeps for it; plain leaves dim."""
+    """One line a leaf: its rank and what the optimizer keeps for it; plain leaves dim."""
     table = Table(
         title="Optimizer state", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("parameter", no_wrap=True)
-    for name in ("shape", "rank", "weight bytes", "state bytes"):
+    for name in ("shape", "rank", "weight bytes", "state bytes", "in codes"):
         table.add_column(name, justify="right", no_wrap=True)
     for leaf in memory.leaves:
         rank = "" if leaf.spec is None else str(leaf.spec.rank)
-        numbers = (f"{leaf.weight_bytes:,}", f"{leaf.state_bytes:,}")
+        numbers = (leaf.weight_bytes, leaf.state_bytes, leaf.code_bytes)
         shape = "×".join(map(str, leaf.shape))
-        table.add_row(leaf.path, shape, rank, *numbers, style="dim" if leaf.spec is None else None)
-    table.add_row("counters", "", "", "", f"{memory.shared_bytes:,}", style="dim")
+        style = "dim" if leaf.spec is None else None
+        table.add_row(leaf.path, shape, rank, *map("{:,}".format, numbers), style=style)
+    table.add_row("counters", "", "", "", f"{memory.shared_bytes:,}", "", style="dim")
     table.add_section()
-    table.add_row("total", "", "", f"{memory.weight_bytes:,}", f"{memory.state_bytes:,}")
+    total = (memory.weight_bytes, memory.state_bytes, memory.code_bytes)
+    table.add_row("total", "", "", *map("{:,}".format, total))
     return table
 
 

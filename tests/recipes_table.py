@@ -21,11 +21,16 @@ class Case:
     make: Callable[..., optax.GradientTransformation]
     scalars: Mapping[str, float]  # every argument that a schedule may drive
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    encoded: bool = False
 
     @property
     def low_rank(self) -> bool:
-        """State that is not shaped like params, and gradients that are not finite count as zero."""
         return "low_rank" in self.fixed
+
+    @property
+    def compressed(self) -> bool:
+        """State that is not shaped like params, and gradients that are not finite count as zero."""
+        return self.low_rank or self.encoded
 
     def build(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
         if not overrides:
@@ -42,6 +47,16 @@ def _built(case: Case) -> optax.GradientTransformationExtraArgs:
 def of_rank(rank: Any, **parts: Any) -> Mapping[str, Any]:
     """A period of 2, so that subspaces move within the few steps of a test."""
     return {"low_rank": oxs.LowRank(rank, period=2, **parts)}
+
+
+def in_codes(make: Callable[..., Any], codec: oxs.Codec) -> Callable[..., Any]:
+    """A recipe with its state in codes, whatever the size of a leaf is."""
+
+    @functools.wraps(make)
+    def recipe(*args: Any, **kwargs: Any) -> Any:
+        return oxs.quantized(make(*args, **kwargs), codec, min_size=2)
+
+    return recipe
 
 
 def sgd_then_prox(learning_rate, regularizer, strength):
@@ -79,7 +94,12 @@ KEEP = {"projector": oxs.SVD(), "transport": oxs.Keep()}
 ROTATE = {"projector": oxs.RandomizedRange(), "transport": oxs.Rotate()}
 LAZY = {"refresh": oxs.Lazy(threshold=0.1, memory=1)}
 STAGGERED = {"refresh": oxs.Staggered()}
+GRID = {"weights": oxs.Affine(group=8)}
 LION_INSIDE = {"inner": optax.scale_by_lion()}
+
+RATE = {"learning_rate": 0.05}
+EIGHT_BITS = oxs.Dynamic(block=2)
+FOUR_BITS = oxs.Dynamic(bits=4, block=2)
 
 CASES = (
     Case("ramda", oxs.ramda, RAMDA, GROUPS),
@@ -107,7 +127,22 @@ CASES = (
     Case("dct_adamw", oxs.dct_adamw, DCT_ADAMW, of_rank(2)),
     Case("trion", oxs.trion, TRION, of_rank(2)),
     Case("grad_norm_lorp", oxs.grad_norm_lorp, GALOREW, of_rank(2)),
+    Case("q_galore_lazy", oxs.q_galore, GALOREW, {**of_rank(2, **LAZY), "weights": None}),
+    Case("q_galore_lazy_on_grid", oxs.q_galore, GALOREW, {**of_rank(2, **LAZY), **GRID}),
     Case("ldadam", oxs.ldadam, LDADAM, {"low_rank": oxs.LowRank(2)}),  # moves at every step
+    Case("adamw_8bit", in_codes(optax.adamw, EIGHT_BITS), RATE, encoded=True),
+    Case("adamw_4bit", in_codes(optax.adamw, FOUR_BITS), RATE, encoded=True),
+    Case("lion_8bit", in_codes(optax.lion, EIGHT_BITS), RATE, encoded=True),
+    Case("galore_8bit", in_codes(oxs.galore, EIGHT_BITS), GALOREW, of_rank(2), encoded=True),
+    Case("galore_4bit", in_codes(oxs.galore, FOUR_BITS), GALOREW, of_rank(2), encoded=True),
+    Case("fira_8bit", in_codes(oxs.fira, EIGHT_BITS), GALOREW, of_rank(2), encoded=True),
+    Case(
+        "grad_norm_lorp_8bit",
+        in_codes(oxs.grad_norm_lorp, EIGHT_BITS),
+        GALOREW,
+        of_rank(2),
+        encoded=True,
+    ),
 )
 
 
@@ -117,7 +152,8 @@ def _every(cases: Iterable[Case]) -> pytest.MarkDecorator:
 
 every_case = _every(CASES)
 every_low_rank_case = _every(case for case in CASES if case.low_rank)
-every_other_case = _every(case for case in CASES if not case.low_rank)
+every_compressed_case = _every(case for case in CASES if case.compressed)
+every_other_case = _every(case for case in CASES if not case.compressed)
 
 
 # Small, and one structured leaf only: most of the time of these tests is XLA's, compiling it.

@@ -16,6 +16,7 @@ CONFIGS = {name: c for name, c in CLASSES.items() if name not in STATES}
 
 # Protocols, bases and records that users meet but do not build.
 NOT_BUILT_BY_USERS = {
+    "Codec",
     "Frame",
     "MemoryReport",
     "OneSided",

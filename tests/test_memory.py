@@ -11,7 +11,16 @@ import pytest
 from flax import nnx
 
 import optax_structured as oxs
-from optax_structured.memory import LLAMA_MODELS, METHODS, PLAIN_LEAVES, llama, published_numbers
+from optax_structured.memory import (
+    LLAMA_MODELS,
+    METHODS,
+    PLAIN_LEAVES,
+    Widths,
+    llama,
+    published_bytes,
+    published_numbers,
+)
+from optax_structured.quantization import AffineCode
 from optax_structured.trees import named_leaves
 from optax_structured.trees.owners import owned_leaves
 
@@ -25,6 +34,20 @@ PUBLISHED = {
     "1b": (2.6782, 5.3563, 1.5602, 2.0849, 1.8333, 1.7326),
     "7b": (13.4768, 26.9537, 8.3551, 9.4047, 8.0457, 7.5256),
 }
+# GB with moments in 8 bits, blocks of 256; the basis in bfloat16, or in groups of 256 of 4 bits with
+# scale and zero in bfloat16. "+rest" has 8-bit Adam on what is not projected.
+PUBLISHED_IN_CODES = {
+    #      8-bit   8-bit   INT4
+    #       Adam  GaLore   basis
+    #              +rest   +rest
+    "60m": (0.1180, 0.0868, 0.0813),
+    "130m": (0.2724, 0.1904, 0.1659),
+    "350m": (0.7474, 0.3749, 0.3095),
+    "1b": (2.7200, 1.2322, 0.9707),
+    "7b": (13.6874, 5.7007, 4.3061),
+}
+EIGHT, FOUR = 1 + 4 / 256, 1 / 2 + 4 / 128  # bytes of a moment
+BASIS_IN_4_BITS = 1 / 2 + 5 / 256  # a float32 scale and a zero of one byte for 256 entries
 PARAMETERS = {
     "60m": (58_073_600, 56),
     "130m": (134_105_856, 84),
@@ -33,12 +56,17 @@ PARAMETERS = {
     "7b": (6_738_415_616, 224),
 }
 
+every_codec = pytest.mark.parametrize(
+    "codec, width",
+    [(oxs.Dynamic(8, block=256), EIGHT), (oxs.Dynamic(4, block=128), FOUR)],
+    ids=["8bit", "4bit"],
+)
 every_model = pytest.mark.parametrize("name", PUBLISHED)
 layouts = pytest.mark.parametrize("stacked", [False, True], ids=["layers", "stacked"])
 
 
-def structure(rank, side="small"):
-    spec = oxs.LowRank(rank, axes=oxs.Axes(side=side))
+def structure(rank, side="small", codec=None):
+    spec = oxs.LowRank(rank, axes=oxs.Axes(side=side), codec=codec)
     return oxs.rules((PLAIN_LEAVES, None), default=spec)
 
 
@@ -110,6 +138,70 @@ def test_real_states_give_the_published_table(name, stacked):
     assert oxs.state_bytes(oxs.galore(1e-3, structure(rank)), params) == galore.state_bytes
 
 
+@layouts
+@every_model
+def test_formulas_give_the_published_table_in_codes(name, stacked):
+    params, low_rank = llama(name, stacked=stacked), structure(LLAMA_MODELS[name].rank)
+    found = (
+        published_bytes("adamw", None, params, Widths(EIGHT)),
+        published_bytes("galore", low_rank, params, Widths(EIGHT)),
+        published_bytes("galore", low_rank, params, Widths(EIGHT, 1 / 2 + 4 / 256)),
+    )
+    gb = tuple(round(sum(of_leaf.values()) / 1e9, 4) for of_leaf in found)
+    assert gb == PUBLISHED_IN_CODES[name]
+
+
+@every_codec
+@every_model
+def test_real_states_in_codes_are_the_formulas_to_the_byte(name, codec, width):
+    """And one flag a matrix; moments of fewer than 4096 entries stay in float32."""
+    params, rank = llama(name, stacked=True), LLAMA_MODELS[name].rank
+    plain, packed = structure(rank), structure(rank, codec=oxs.Affine(4))
+    for tx, method, spec, basis, basis_codes in (
+        (optax.adamw(1e-3), "adamw", None, 4, 0),
+        (oxs.galore(1e-3, plain), "galore", plain, 4, 0),
+        (oxs.galore(1e-3, packed), "galore", packed, BASIS_IN_4_BITS, 1 / 2 + 1 / 256),
+    ):
+        report = oxs.memory_report(oxs.quantized(tx, codec), params, spec)
+        held = published_bytes(method, spec, params, Widths(width, basis))
+        codes = published_bytes(method, spec, params, Widths(codec.bits / 8, basis_codes))
+        for leaf in report.leaves:
+            size = math.prod(leaf.shape)
+            small = size < 4096
+            flags = leaf.shape[0] if leaf.spec else 0
+            assert leaf.state_bytes == (8 * size if small else held[leaf.path] + flags)
+            assert leaf.code_bytes == (0 if small else codes[leaf.path])
+        assert report.shared_bytes <= 64
+        assert report.code_bytes == sum(leaf.code_bytes for leaf in report.leaves)
+
+
+@every_codec
+def test_arrays_in_codes_have_the_bytes_of_the_report(codec, width):
+    """A block of 60M's width, for real: two bytes and eight a block, or one, an entry; INT4."""
+    params = {"kernel": jnp.ones((512, 1376)), "odd": jnp.ones((67, 71)), "norm": jnp.ones(512)}
+    adam = oxs.quantized(optax.adamw(1e-3), codec)
+    real, report = adam.init(params), oxs.memory_report(adam, params)
+    assert sum(x.nbytes for x in jax.tree.leaves(real)) == report.state_bytes
+    kernel, norm, odd = report.leaves
+    assert kernel.state_bytes == 2 * width * 512 * 1376 and norm.state_bytes == 2 * 4 * 512
+    blocks = -(-67 * 71 // codec.block)  # no axis is a whole number of blocks; the last is partial
+    codes = odd.state_bytes / 2 - 4 * blocks
+    assert 67 * 71 * codec.bits / 8 <= codes <= blocks * codec.block * codec.bits / 8
+
+    spec = oxs.rules(("kernel", oxs.LowRank(128, codec=oxs.Affine(4))), default=None)
+    galore = oxs.quantized(oxs.galore(1e-3, spec), codec)
+    real, report = galore.init(params), oxs.memory_report(galore, params, spec)
+    assert sum(x.nbytes for x in jax.tree.leaves(real)) == report.state_bytes
+    (basis,) = (x for x in jax.tree.leaves(real, is_leaf=is_basis) if is_basis(x))
+    assert sum(x.nbytes for x in basis) == BASIS_IN_4_BITS * 512 * 128
+    expected = BASIS_IN_4_BITS * 512 * 128 + 2 * width * 128 * 1376 + 1
+    assert report.leaves[0].state_bytes == expected
+
+
+def is_basis(node):
+    return isinstance(node, AffineCode)
+
+
 class Network(nnx.Module):
     def __init__(self, rngs):
         self.first = nnx.Linear(6, 4, rngs=rngs)
@@ -137,6 +229,9 @@ def transformations():
         "contrib_galore": optax.contrib.galore(1e-3, rank=2),
         "multi_steps": optax.MultiSteps(optax.adam(1e-3), 2),
         "injected": optax.inject_hyperparams(optax.adam)(1e-3),
+        "adam_8bit": oxs.quantized(optax.adam(1e-3), oxs.Dynamic(8, block=4), min_size=2),
+        "galore_4bit": oxs.quantized(oxs.galore(1e-3, spec), oxs.Dynamic(4, block=4), min_size=2),
+        "q_galore": oxs.q_galore(1e-3, spec, weights=None),
         "ramda": oxs.ramda(1e-2, oxs.GroupLasso(group_axis=-2), strength=1e-3),
         **{name: getattr(oxs, name)(1e-3, spec) for name in low_rank if hasattr(oxs, name)},
     }
@@ -157,6 +252,8 @@ def test_bytes_are_those_of_the_real_state(name, model):
     assert report.state_numbers == sum(x.size for x in real)
     assert report.weight_bytes == sum(x.nbytes for x in jax.tree.leaves(params))
     assert report.gradient_bytes == report.weight_bytes
+    assert report.code_bytes == sum(x.nbytes for x in real if x.dtype == jnp.uint8)
+    assert (report.code_bytes > 0) == (name in ("adam_8bit", "galore_4bit", "q_galore"))
     assert [leaf.path for leaf in report.leaves] == [path for path, _ in named_leaves(params)]
     assert report.shared_bytes <= 64  # counters, hyperparameters: nothing that grows
 
@@ -204,6 +301,15 @@ def test_formulas_of_one_matrix():
     assert expected.keys() == METHODS.keys()
     for method, numbers in expected.items():
         assert published_numbers(method, oxs.LowRank(2), params) == {"kernel": 5 * numbers}
+        # In bfloat16, and with the three kinds of numbers apart.
+        assert published_bytes(method, oxs.LowRank(2), params) == {"kernel": 10 * numbers}
+        kinds = (
+            published_bytes(method, oxs.LowRank(2), params, Widths(*only))["kernel"]
+            for only in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+        )
+        assert sum(kinds) == 5 * numbers
+    basis = published_bytes("galore", oxs.LowRank(2), params, Widths(0, 1, 0))
+    assert basis == {"kernel": 5 * 8 * 2}
 
 
 @pytest.mark.parametrize(
@@ -237,6 +343,8 @@ def test_formulas_refuse_what_they_do_not_know():
     params = {"kernel": jnp.ones((4, 3))}
     with pytest.raises(ValueError, match="no formula for 'adam'; there are adamw, galore"):
         published_numbers("adam", None, params)
+    with pytest.raises(ValueError, match="no formula for 'adam'"):
+        published_bytes("adam", None, params)
     with pytest.raises(ValueError, match="kernel: the formulas take one rank a matrix"):
         published_numbers("galore", oxs.LowRank((2, 1), projector=oxs.Tucker()), params)
 
@@ -251,5 +359,5 @@ def test_the_report_prints_as_a_table():
     assert re.split(r"\s{2,}", kernel)[3:6] == ["default", "2", "96"]
     assert kernel.split()[-1] == str(4 * 2 + 2 * 6 * 2)
     assert shared.startswith("shared")
-    assert total.split()[3] == f"{report.state_bytes:,}"
+    assert total.split()[3] == f"{report.state_bytes:,}" and total.split()[4] == "0"
     assert math.isclose(report.formula_numbers, 4 * 2 + 2 * 6 * 2 + 2 * 4)

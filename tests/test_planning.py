@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import optax_structured as oxs
 from optax_structured import planning
 from optax_structured.cli import app
+from optax_structured.memory import PLAIN_LEAVES
 
 
 def invoke(*arguments):
@@ -38,6 +39,64 @@ def test_each_device_holds_its_share():
         assert made.per_device["after"] <= 1.05 * made.after.state_bytes / 8
         alone = planning.make_plan("llama-1b", params, "galore", structure, {})
         assert alone.per_device["after"] == alone.after.state_bytes
+
+
+@pytest.mark.parametrize("bits, width, block", [(8, 1 + 4 / 256, 256), (4, 1 / 2 + 4 / 128, 128)])
+def test_moments_in_codes(bits, width, block):
+    code, said = invoke("llama-60m", "--recipe", "adamw", "--state-bits", bits)
+    assert code == 0, said
+    assert f"adamw, {bits}-bit state" in said and f"scale for each {block} of them" in said
+    small = 17 * 512  # norms, in float32
+    size = 2 * width * (58_073_600 - small) + 8 * small + 4
+    assert f"0.4646 GB {size / 1e6:,.3f} MB" in said or f"0.4646 GB {size / 1e9:,.4f} GB" in said
+
+
+def test_bits_of_every_recipe():
+    shapes = {"kernel": (256, 512), "embed": (512, 256)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    structure = planning.low_rank_rules(oxs.LowRank(64), params)
+    for recipe in planning.RECIPES:
+        made = {
+            bits: planning.make_plan("tiny", params, recipe, structure, {}, bits)
+            for bits in (None, 32, 8, 4)
+        }
+        sizes = {bits: plan.after.state_bytes for bits, plan in made.items()}
+        assert sizes[4] < sizes[8] < sizes[32]
+        assert sizes[None] == sizes[8 if recipe == "q_galore" else 32]
+        assert all(plan.per_device["after"] == plan.after.state_bytes for plan in made.values())
+
+
+def test_q_galore_holds_weights_in_one_byte():
+    code, said = invoke("llama-7b", "--recipe", "q_galore", "--stacked")
+    assert code == 0, said
+    projected, rest = 6_476_005_376, 262_410_240
+    held = (1 + 5 / 256) * projected + 4 * rest
+    assert f"weights 26.9537 GB {held / 1e9:.4f} GB" in said
+    assert "q_galore, 8-bit state" in said and "as quantize_weights holds them" in said
+    params = planning.named_model("llama-60m", jnp.float32, stacked=True)
+    structure = planning.low_rank_rules(oxs.LowRank(128), params)
+    table = oxs.rules((PLAIN_LEAVES, None), default=oxs.Affine())
+    weights = jax.eval_shape(lambda x: oxs.quantize_weights(x, table), params)
+    made = planning.make_plan("llama-60m", params, "q_galore", structure, {})
+    assert made.weight_bytes == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights))
+    assert made.per_device["weights"] == made.weight_bytes
+
+
+def test_blocks_fit_between_the_borders_of_devices():
+    """Of (768, 768), eight devices hold (768, 96) each: three blocks of 32 in a row."""
+    params = planning.named_model("llama-130m", jnp.float32, stacked=True)
+    structure = planning.low_rank_rules(oxs.LowRank(256), params)
+    alone = planning.make_plan("llama-130m", params, "galore", structure, {}, 8)
+    made = planning.make_plan("llama-130m", params, "galore", structure, {"fsdp": 8}, 8)
+    assert (alone.moments.block, made.moments.block) == (256, 32)
+    assert alone.after.state_bytes < made.after.state_bytes < 1.1 * alone.after.state_bytes
+    assert made.per_device["after"] <= 1.05 * made.after.state_bytes / 8
+
+
+def test_no_block_fits():
+    code, said = invoke("llama-60m", "--stacked", "--state-bits", 8, "--mesh", "fsdp=8")
+    assert code == 2
+    assert "blocks of 256 consecutive entries would lie across devices" in said
 
 
 def test_shapes_from_json(tmp_path):
@@ -82,6 +141,7 @@ def test_bad_shape_files_are_explained(tmp_path, content, message):
         (("llama-60m", "--recipe", "adam"), "no recipe 'adam'; choose one of adamw, galore"),
         (("llama-60m", "--mesh", "8"), "--mesh takes NAME=SIZE"),
         (("llama-60m", "--dtype", "f99"), "--dtype f99: no such dtype"),
+        (("llama-60m", "--state-bits", "16"), "state_bits must be one of 32, 8, 4, got 16"),
         (("llama-60m", "--rank", "0"), "rank must be at least 1"),
         (("--params-json", "nowhere.json"), "No such file"),
     ],

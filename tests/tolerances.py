@@ -72,5 +72,9 @@ CAPTURED = 0.99
 SAMPLED = 2e-2
 
 # Published 8-bit runs are float32: an entry between two codes may fall to either side.
-GOLDEN_8BIT = 1e-6
+GOLDEN_8BIT = 3e-6
 FLIPPED_CODES = 0.01
+# Along a published 8-bit run, as its file says: this times the learning rate.
+GOLDEN_8BIT_RUN = 3e-4
+# How far sampled means and variances may be from the right ones, in standard errors.
+STANDARD_ERRORS = 4.0

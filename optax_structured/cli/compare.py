@@ -34,7 +34,8 @@ def compare(
         str | None,
         common.option(
             f"Names, separated by commas; default {_IMAGE_RECIPES}, or {_LM_RECIPES}. The same "
-            "recipe twice: galore,galore@svd (and --set galore@svd.projector=svd)."
+            "recipe twice: galore,galore@svd (and --set galore@svd.projector=svd), or, with 8 bits "
+            "of state in place of --state-bits, galore,galore:8."
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2",
@@ -43,6 +44,7 @@ def compare(
         common.option("RECIPE.NAME=VALUE, as ramda.momentum=0.9; may be repeated.", "--set"),
     ] = None,
     batch_size: options.BatchSize = None,
+    state_bits: options.StateBits = None,
     out: options.Out = None,
     resume: Annotated[
         pathlib.Path | None, common.option("Continue the comparison in this folder, same options.")
@@ -126,7 +128,7 @@ def _of_lm(
     shared_rates = common.numbers("--learning-rates", given.pop("learning_rates", None), float)
     experiments, rates = {}, {}
     for name in names:
-        base = name.partition("@")[0]
+        base, bits = _parsed(name)
         recipe = lm_recipes.find(base)
         defaults = tuple(float(f"{recipe.learning_rate * f:.3g}") for f in sweep.FACTORS)
         rates[name] = own[name].pop("learning_rates", shared_rates or defaults)
@@ -134,10 +136,20 @@ def _of_lm(
         shared = {
             k: v for k, v in given.items() if k not in fixed or (recipe.low_rank and not fixed[k])
         }
-        experiments[name] = lm.new({"recipe": base, **shared, **own[name]})
+        experiments[name] = lm.new({"recipe": base, **shared, **bits, **own[name]})
     sweep.check_budget(rates)
     run = functools.partial(sweep.compare, experiments, rates, seeds)
     return _Comparison("compare-lm", lm.common_settings(experiments[names[0]]), run)
+
+
+def _parsed(name: str) -> tuple[str, dict[str, int]]:
+    """The recipe and the bits of its state in RECIPE:BITS@LABEL, where both ends may be missing."""
+    recipe, separator, bits = name.partition("@")[0].partition(":")
+    if not separator:
+        return recipe, {}
+    if not bits.isdecimal():
+        raise ValueError(f"--recipes {name}: after the colon come the bits of the state, as in :8")
+    return recipe, {"state_bits": int(bits)}
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ import typer
 
 from optax_structured.cli import common
 from optax_structured.cli.common import one_of, option
+from optax_structured.training import state_bits
 from optax_structured.training.images import data, models, recipes_table
 from optax_structured.training.images import session as images
 from optax_structured.training.lm import recipes, text
@@ -69,6 +70,7 @@ Clip = Annotated[float | None, option("Largest norm of the gradient; default 0, 
 BatchSize = Annotated[
     int | None, option("Images or sequences a step; default 32 (digits), 128, or 8 (lm).")
 ]
+StateBits = Annotated[int | None, option(state_bits.HELP)]
 Out = Annotated[pathlib.Path | None, option("Run folder; default runs/ and the names.")]
 
 # Not of the run itself.

@@ -10,6 +10,7 @@ import optax_structured as oxs
 from optax_structured import planning
 from optax_structured.cli.common import option, sentences
 from optax_structured.memory import LLAMA_MODELS
+from optax_structured.training.state_bits import HELP
 
 _MODELS = ", ".join(f"llama-{size}" for size in LLAMA_MODELS)
 
@@ -20,6 +21,7 @@ def plan(
     rank: Annotated[
         int | None, option("Rank of each matrix; default as published, or 128.")
     ] = None,
+    state_bits: Annotated[int | None, option(HELP)] = None,
     mesh: Annotated[str | None, option("Devices, as fsdp=8 or fsdp=8,tensor=2.")] = None,
     params_json: Annotated[
         pathlib.Path | None, option('Shapes in place of a model: {"path": [512, 512], ...}.')
@@ -43,7 +45,8 @@ def plan(
             name, params = str(model), planning.named_model(str(model), kind, stacked=stacked)
         spec = oxs.LowRank(rank=_published_rank(recipe, model) if rank is None else rank)
         structure = planning.low_rank_rules(spec, params, plain)
-        made = planning.make_plan(name, params, recipe, structure, planning.parse_mesh(mesh))
+        devices = planning.parse_mesh(mesh)
+        made = planning.make_plan(name, params, recipe, structure, devices, state_bits)
         console.print(planning.render(made))
 
 

@@ -25,6 +25,7 @@ def train(
     ] = None,
     learning_rate: Annotated[float | None, option("Default as published.")] = None,
     batch_size: options.BatchSize = None,
+    state_bits: options.StateBits = None,
     seed: Annotated[int | None, option("Of weights and order of data; default 0.")] = None,
     out: options.Out = None,
     resume: Annotated[

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.leaves import Projected
 from optax_structured.low_rank.projectors import OneSided, SubspaceIteration
 from optax_structured.low_rank.residuals import NormScaled, Scaling
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import DEFAULTS
+from optax_structured.quantization.codec import is_encoded
 from optax_structured.trees import as_rules, named_leaves, resolve
 from optax_structured.trees.placement import product
 from optax_structured.trees.precision import at_least_float32
@@ -141,11 +143,18 @@ def _projected(
     for (name, leaf), spec in zip(named_leaves(gradient), specs, strict=True):
         if name not in bases or spec is None:
             continue
-        known = spec.projector is not None or _is_matrix(bases[name])
+        in_codes = is_encoded(bases[name])
+        known = spec.projector is not None or in_codes or _is_matrix(bases[name])
         whole = spec.completed(DEFAULTS)
+        if in_codes and whole.codec is None:
+            raise ValueError(
+                f"the basis of {name!r} is in codes: give the LowRank with its codec, for q_galore "
+                "LowRank(..., codec=Affine(bits=4))"
+            )
         if known and isinstance(whole.projector, OneSided):
             frame = whole.frame(name, leaf.shape)
-            yield frame, whole.projector.factors(frame, bases[name]), leaf
+            basis = Projected(whole, frame, 0.0).decoded(bases[name])
+            yield frame, whole.projector.factors(frame, basis), leaf
 
 
 def _scaled(frame: Frame, leaf: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from optax_structured.memory.accounting import (
     memory_report,
     state_bytes,
 )
-from optax_structured.memory.formulas import METHODS, published_numbers
+from optax_structured.memory.formulas import METHODS, Widths, published_bytes, published_numbers
 from optax_structured.memory.llama import LLAMA_MODELS, PLAIN_LEAVES, llama
 
 __all__ = [
@@ -16,9 +16,11 @@ __all__ = [
     "PLAIN_LEAVES",
     "LeafMemory",
     "MemoryReport",
+    "Widths",
     "abstract_state",
     "llama",
     "memory_report",
+    "published_bytes",
     "published_numbers",
     "state_bytes",
 ]

@@ -25,8 +25,9 @@ class LeafMemory:
     rule: str  # the pattern that matched, "default", or "" without rules
     spec: Any  # what the rules give to the leaf; None where it is plain
     weight_bytes: int  # a gradient takes the same
-    state_numbers: int  # entries of the state arrays of this leaf, of any dtype
+    state_numbers: int  # entries of the state arrays of this leaf; two 4-bit codes are one, a byte
     state_bytes: int
+    code_bytes: int  # of these, in codes of 8 or 4 bits, without their scales
     formula_numbers: int | None  # by the published formula; None without a method
 
 
@@ -50,13 +51,22 @@ class MemoryReport:
 
     @property
     def state_numbers(self) -> int:
-        """Entries of all state arrays; times 2 it is comparable to published bfloat16 tables."""
+        """Entries of all state arrays; twice them are comparable to published bfloat16 tables.
+
+        Of a quantized state this is the number of codes (of bytes, with two 4-bit codes each) and
+        scales: compare `state_bytes`.
+        """
         return self.shared_numbers + sum(leaf.state_numbers for leaf in self.leaves)
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the optimizer state, as `state_bytes(tx, params)`."""
         return self.shared_bytes + sum(leaf.state_bytes for leaf in self.leaves)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the optimizer state in codes of 8 or 4 bits; 0 where nothing is quantized."""
+        return sum(leaf.code_bytes for leaf in self.leaves)
 
     @property
     def formula_numbers(self) -> int | None:
@@ -69,15 +79,16 @@ class MemoryReport:
         heading = ("path", "shape", "dtype", "rule", "rank", *_NUMBERS)
         rows: list[tuple[str, ...]] = [heading]
         for x in self.leaves:
-            sizes = (x.weight_bytes, x.weight_bytes, x.state_bytes, x.state_numbers)
+            sizes = (x.weight_bytes, x.weight_bytes, x.state_bytes, x.code_bytes, x.state_numbers)
             rank = "" if x.spec is None else str(getattr(x.spec, "rank", x.spec))
             rows.append(
                 (x.path, str(x.shape), x.dtype, x.rule, rank, *_cells(*sizes, x.formula_numbers))
             )
-        shared = (None, None, self.shared_bytes, self.shared_numbers, None)
+        shared = (None, None, self.shared_bytes, None, self.shared_numbers, None)
         rows.append(("shared", "", "", "", "", *_cells(*shared)))
-        total = (self.weight_bytes, self.gradient_bytes, self.state_bytes, self.state_numbers)
-        rows.append(("total", "", "", "", "", *_cells(*total, self.formula_numbers)))
+        total = (self.weight_bytes, self.gradient_bytes, self.state_bytes, self.code_bytes)
+        numbers = (self.state_numbers, self.formula_numbers)
+        rows.append(("total", "", "", "", "", *_cells(*total, *numbers)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = (
             "  ".join(
@@ -92,7 +103,14 @@ class MemoryReport:
         return self.table()
 
 
-_NUMBERS = ("weight bytes", "gradient bytes", "state bytes", "state numbers", "by formula")
+_NUMBERS = (
+    "weight bytes",
+    "gradient bytes",
+    "state bytes",
+    "in codes",
+    "state numbers",
+    "by formula",
+)
 
 
 def _cells(*numbers: int | None) -> tuple[str, ...]:
@@ -152,27 +170,37 @@ def memory_report(
         `oxs.memory.METHODS`, such as `"galore"`.
 
     Returns:
-      A `MemoryReport`: `.state_bytes`, `.state_numbers`, `.weight_bytes`, `.gradient_bytes`,
-      `.leaves`; `print(report)` shows the table. Accumulators are float32 here, so
-      `.state_bytes` is four times `.state_numbers` (and a little for counters), whatever the dtype
-      of the parameters; published tables count two bytes a number. An inner transformation may
-      hold less: `galore(..., inner=optax.scale_by_adam(mu_dtype="bfloat16"))`.
+      A `MemoryReport`: `.state_bytes`, `.state_numbers`, `.code_bytes`, `.weight_bytes`,
+      `.gradient_bytes`, `.leaves`; `print(report)` shows the table. Accumulators are float32 here,
+      four bytes a number, whatever the dtype of the parameters (published tables count two), and
+      flags are one; `quantized` and codecs of bases make them codes, of which `.code_bytes` says
+      how many bytes there are. An inner transformation may hold less:
+      `galore(..., inner=optax.scale_by_adam(mu_dtype="bfloat16"))`.
 
     Raises:
       ValueError: an unknown method; rules that match nothing.
 
-    >>> import jax.numpy as jnp, optax
+    >>> import jax.numpy as jnp, optax, optax_structured as oxs
     >>> params = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
     >>> report = memory_report(optax.adam(1e-3), params, method="adamw")
     >>> report.weight_bytes, report.state_bytes, report.state_numbers, report.formula_numbers
     (60, 124, 31, 30)
+
+    Of a quantized state, codes and scales, here one a block of 256:
+
+    >>> params = {"kernel": jnp.zeros((64, 64))}
+    >>> report = memory_report(oxs.quantized(optax.adam(1e-3)), params)
+    >>> report.state_bytes, report.code_bytes, report.state_numbers
+    (8324, 8192, 8225)
     """
     params = _shapes(params)
     numbers: collections.Counter[str | None] = collections.Counter()
     sizes: collections.Counter[str | None] = collections.Counter()
+    codes: collections.Counter[str | None] = collections.Counter()
     for path, leaf in owned_leaves(abstract_state(tx, params), params):
         numbers[path] += leaf.size
         sizes[path] += _bytes(leaf)
+        codes[path] += _bytes(leaf) if leaf.dtype == jnp.uint8 else 0
     formula = published_numbers(method, structure, params) if method else {}
     leaves = []
     for item, spec in zip(
@@ -189,6 +217,7 @@ def memory_report(
                 _bytes(item.leaf),
                 numbers[item.path],
                 sizes[item.path],
+                codes[item.path],
                 formula.get(item.path),
             )
         )

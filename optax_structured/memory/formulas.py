@@ -1,4 +1,4 @@
-r"""Numbers of optimizer state by the published formulas, one method a line.
+r"""Numbers and bytes of optimizer state by the published formulas, one method a line.
 
 A matrix has a compressed axis of `size` entries, of which `rank` are kept, and another of `length`
 entries. The papers compress the smaller axis (:math:`q` of :math:`p \ge q`); with
@@ -24,7 +24,28 @@ class Matrix(NamedTuple):
     rows: int  # the axis of the outputs, whichever is compressed
 
 
-Formula = Callable[[Matrix], int]
+class Numbers(NamedTuple):
+    """How many numbers a method keeps of each kind."""
+
+    moments: int = 0
+    basis: int = 0
+    other: int = 0  # norms, indices, factored moments, error buffers
+
+
+class Widths(NamedTuple):
+    """Bytes that a number of each kind takes; by default those of bfloat16.
+
+    Scales count with the numbers that share them: moments of 8 bits in blocks of 256 take
+    `1 + 4 / 256`, a basis of 4 bits in groups of 256, with scale and zero in bfloat16,
+    `0.5 + 4 / 256`; with the float32 scale and the zero of one byte of `Affine`, `0.5 + 5 / 256`.
+    """
+
+    moments: float = 2
+    basis: float = 2
+    other: float = 2
+
+
+Formula = Callable[[Matrix], Numbers]
 
 
 def _moments(x: Matrix) -> int:
@@ -43,19 +64,23 @@ def _entries(x: Matrix) -> int:
 # buffers of `dct_adamw`, `trion` and `ldadam` are counted: in JAX no gradient buffer can hold them.
 METHODS: Mapping[str, Formula] = MappingProxyType(
     {
-        "adamw": lambda x: 2 * _entries(x),
-        "galore": lambda x: _basis(x) + _moments(x),
-        "galore_two_sided": lambda x: (x.size + x.length) * x.rank + 2 * x.rank**2,
-        "galore_adafactor": lambda x: _basis(x) + x.length + x.rank,
-        "galore_adafactor_momentum": lambda x: _basis(x) + x.length + x.rank + x.length * x.rank,
-        "fira": lambda x: _basis(x) + _moments(x) + 1,
-        "apollo": lambda x: _moments(x) + 2,
-        "apollo_mini": lambda x: 2 * x.length + 2,
-        "dct_adamw": lambda x: _moments(x) + x.rank + _entries(x),
-        "trion": lambda x: x.rank + _entries(x),
-        "ldadam": lambda x: _basis(x) + _moments(x) + _entries(x),
-        "grad_norm_lorp": lambda x: _basis(x) + _moments(x) + 2 * x.rows,
-        "grad_norm_lorp_lookahead": lambda x: _basis(x) + _moments(x) + _entries(x) + 3 * x.rows,
+        "adamw": lambda x: Numbers(2 * _entries(x)),
+        "galore": lambda x: Numbers(_moments(x), _basis(x)),
+        "galore_two_sided": lambda x: Numbers(2 * x.rank**2, (x.size + x.length) * x.rank),
+        "galore_adafactor": lambda x: Numbers(0, _basis(x), x.length + x.rank),
+        "galore_adafactor_momentum": lambda x: Numbers(
+            x.length * x.rank, _basis(x), x.length + x.rank
+        ),
+        "fira": lambda x: Numbers(_moments(x), _basis(x), 1),
+        "apollo": lambda x: Numbers(_moments(x), 0, 2),
+        "apollo_mini": lambda x: Numbers(2 * x.length, 0, 2),
+        "dct_adamw": lambda x: Numbers(_moments(x), 0, x.rank + _entries(x)),
+        "trion": lambda x: Numbers(0, 0, x.rank + _entries(x)),
+        "ldadam": lambda x: Numbers(_moments(x), _basis(x), _entries(x)),
+        "grad_norm_lorp": lambda x: Numbers(_moments(x), _basis(x), 2 * x.rows),
+        "grad_norm_lorp_lookahead": lambda x: Numbers(
+            _moments(x), _basis(x), _entries(x) + 3 * x.rows
+        ),
     }
 )
 
@@ -69,8 +94,8 @@ def published_numbers(method: str, structure: Any, params: Any) -> dict[str, int
     .. math:: \text{galore: } B(q\rho + 2p\rho), \qquad \text{apollo: } B(2p\rho + 2), \qquad
         \text{adamw: } 2Bpq
 
-    and Adam's :math:`2 \cdot \text{entries}` for leaves that are not projected. Multiply by the
-    bytes a number takes: 4 here, where accumulators are float32; 2 in the papers' bfloat16 tables.
+    and Adam's :math:`2 \cdot \text{entries}` for leaves that are not projected. What they take is
+    `published_bytes`.
 
     Args:
       method: one of `METHODS`.
@@ -87,6 +112,49 @@ def published_numbers(method: str, structure: Any, params: Any) -> dict[str, int
     >>> published_numbers("adamw", None, {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)})
     {'bias': 6, 'kernel': 24}
     """
+    return {path: sum(kinds) for path, kinds in _by_kind(method, structure, params).items()}
+
+
+def published_bytes(
+    method: str,
+    structure: Any,
+    params: Any,
+    widths: Widths = Widths(),  # noqa: B008  (immutable)
+) -> dict[str, float]:
+    r"""Bytes of optimizer state of each leaf by the published formula of a method.
+
+    .. math:: n_{moments} w_{moments} + n_{basis} w_{basis} + n_{other} w_{other}
+
+    with the numbers of `published_numbers`. The papers count every leaf as quantized, small ones
+    too, and scales as if blocks divided it; what is really held is in `memory_report`.
+
+    Args:
+      method: one of `METHODS`.
+      structure: a `LowRank`, or `rules` of them; None for `"adamw"`.
+      params: concrete or abstract parameters.
+      widths: bytes a number; by default 2, as the papers' bfloat16 tables count. 8-bit GaLore is
+        `Widths(moments=1 + 4 / 256)`.
+
+    Returns:
+      Bytes by the path of the leaf, in the order of `jax.tree.leaves(params)`.
+
+    Raises:
+      ValueError: as `published_numbers`.
+
+    Equals twice `published_numbers` with the widths of bfloat16.
+
+    >>> import jax.numpy as jnp
+    >>> eight_bit = Widths(moments=1 + 4 / 256)
+    >>> published_bytes("adamw", None, {"kernel": jnp.zeros((64, 64))}, eight_bit)
+    {'kernel': 8320.0}
+    """
+    return {
+        path: sum(n * width for n, width in zip(kinds, widths, strict=True))
+        for path, kinds in _by_kind(method, structure, params).items()
+    }
+
+
+def _by_kind(method: str, structure: Any, params: Any) -> dict[str, Numbers]:
     if method not in METHODS:
         raise ValueError(f"no formula for {method!r}; there are {', '.join(METHODS)}")
     formula = METHODS[method]
@@ -94,12 +162,12 @@ def published_numbers(method: str, structure: Any, params: Any) -> dict[str, int
     for (path, leaf), spec in zip(named_leaves(params), resolve(structure, params), strict=True):
         shape = np.shape(leaf)
         if spec is None:
-            numbers[path] = 2 * math.prod(shape)
+            numbers[path] = Numbers(moments=2 * math.prod(shape))
             continue
         if not isinstance(spec.rank, int):
             raise ValueError(f"{path}: the formulas take one rank a matrix, got {spec.rank!r}")
         *batch, m, n = spec.axes.matrix_shape(shape)
         size, length = (m, n) if spec.axes.compressed_side(shape) == "rows" else (n, m)
         matrix = Matrix(size, length, min(spec.rank, m, n), rows=m)
-        numbers[path] = math.prod(batch) * formula(matrix)
+        numbers[path] = Numbers(*(math.prod(batch) * kind for kind in formula(matrix)))
     return numbers

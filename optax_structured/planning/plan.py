@@ -1,5 +1,6 @@
 """The memory of a model under AdamW and under a recipe, in total and on each device."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -12,11 +13,15 @@ from jax.sharding import PartitionSpec as P
 
 import optax_structured as oxs
 from optax_structured.memory import METHODS, MemoryReport, abstract_state, memory_report
+from optax_structured.quantization import Affine, Dynamic
 from optax_structured.sharding import state_shardings
+from optax_structured.training.state_bits import codec_of, default_state_bits, with_moments
+from optax_structured.trees import resolve
 
 RECIPES = (
     "adamw",
     "galore",
+    "q_galore",
     "fira",
     "apollo",
     "apollo_mini",
@@ -25,6 +30,7 @@ RECIPES = (
     "ldadam",
     "grad_norm_lorp",
 )
+_SMALLEST_BLOCK = 8  # that halving tries; its scales take as much as half of an 8-bit code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +41,20 @@ class Plan:
     recipe: str
     before: MemoryReport  # adamw
     after: MemoryReport
+    weight_bytes: int  # after: those of q_galore are as `quantize_weights` holds them
+    moments: Dynamic | None  # after; None: float32
     mesh: Mapping[str, int]  # empty: one device
-    per_device: Mapping[str, int]  # bytes of the fullest device: weights, before, after
+    per_device: Mapping[str, int]  # bytes of the fullest device: gradients, weights, before, after
 
 
-def make_plan(name: str, params: Any, recipe: str, structure: Any, mesh: Mapping[str, int]) -> Plan:
+def make_plan(
+    name: str,
+    params: Any,
+    recipe: str,
+    structure: Any,
+    mesh: Mapping[str, int],
+    state_bits: int | None = None,
+) -> Plan:
     """Weights, gradients and optimizer state of a model, in total and on each device.
 
     Args:
@@ -48,25 +63,30 @@ def make_plan(name: str, params: Any, recipe: str, structure: Any, mesh: Mapping
       recipe: one of `RECIPES`.
       structure: the `LowRank`, or `rules` of them.
       mesh: sizes by name of mesh axis; empty for one device.
+      state_bits: of an entry of a moment, 32, 8 or 4; None for what the recipe itself uses. On a
+        mesh, blocks are halved until none would lie on two devices.
 
     Raises:
-      ValueError: an unknown recipe; a spec on a leaf that cannot take it.
+      ValueError: an unknown recipe or number of bits; a spec on a leaf that cannot take it.
     """
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
-    adamw = optax.adamw(1e-3)
-    tx = adamw if recipe == "adamw" else getattr(oxs, recipe)(1e-3, structure)
+    bits = default_state_bits(recipe) if state_bits is None else state_bits
     structure = None if recipe == "adamw" else structure
-    method = recipe if recipe in METHODS else None
     placed = place(params, mesh)
+    adamw = optax.adamw(1e-3)
+    moments = _fitting(recipe, structure, codec_of(bits), placed)
+    tx = _optimizer(recipe, structure, moments)
+    weights, local_weights = _weights(recipe, structure, placed)
     per_device = {
-        "weights": _local_bytes(placed, jax.tree.map(lambda leaf: leaf.sharding, placed)),
+        "gradients": _local_bytes(placed, jax.tree.map(lambda leaf: leaf.sharding, placed)),
+        "weights": local_weights,
         "before": _state_on_device(adamw, placed),
         "after": _state_on_device(tx, placed),
     }
     before = memory_report(adamw, params)
-    after = memory_report(tx, params, structure, method=method)
-    return Plan(name, recipe, before, after, mesh, per_device)
+    after = memory_report(tx, params, structure, method=recipe if recipe in METHODS else None)
+    return Plan(name, recipe, before, after, weights, moments, mesh, per_device)
 
 
 def place(params: Any, mesh: Mapping[str, int]) -> Any:
@@ -90,6 +110,46 @@ def place(params: Any, mesh: Mapping[str, int]) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(sharded, params)
+
+
+def _optimizer(recipe: str, structure: Any, moments: Dynamic | None) -> Any:
+    if recipe == "adamw":
+        return with_moments(optax.adamw, moments)(1e-3)
+    given = {"weights": None} if recipe == "q_galore" else {}
+    return with_moments(getattr(oxs, recipe), moments)(1e-3, structure, **given)
+
+
+def _fitting(recipe: str, structure: Any, codec: Dynamic | None, placed: Any) -> Dynamic | None:
+    """The codec with the largest blocks of which none lies on two devices.
+
+    Raises:
+      ValueError: of the codec as it was given, if no size of block will do.
+    """
+    if codec is None:
+        return None
+    try:
+        state_shardings(_optimizer(recipe, structure, codec), placed)
+    except ValueError:
+        if codec.block <= _SMALLEST_BLOCK:
+            raise
+        halved = dataclasses.replace(codec, block=codec.block // 2)
+        with contextlib.suppress(ValueError):
+            return _fitting(recipe, structure, halved, placed)
+        raise
+    return codec
+
+
+def _weights(recipe: str, structure: Any, placed: Any) -> tuple[int, int]:
+    """Bytes of the weights, in total and on the fullest device; of Q-GaLore in INT8."""
+    total = local = 0
+    for leaf, spec in zip(jax.tree.leaves(placed), resolve(structure, placed), strict=True):
+        whole = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        held = jax.eval_shape(Affine().encode, whole) if recipe == "q_galore" and spec else whole
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
+        share = math.prod(leaf.sharding.shard_shape(leaf.shape)) / max(leaf.size, 1)
+        total += size
+        local += math.ceil(size * share)
+    return total, local
 
 
 def _state_on_device(tx: Any, placed: Any) -> int:

@@ -22,38 +22,63 @@ def _totals(plan: Plan) -> Table:
     size = sum(math.prod(leaf.shape) for leaf in after.leaves)
     table = _table(f"{plan.name}: {size:,} parameters in {len(after.leaves):,} leaves")
     table.add_column("")
-    for heading in ("adamw", plan.recipe, "saved"):
+    label = plan.recipe if plan.moments is None else f"{plan.recipe}, {plan.moments.bits}-bit state"
+    for heading in ("adamw", label, "saved"):
         table.add_column(heading, justify="right")
     if plan.mesh:
         shape = ", ".join(f"{name}={n}" for name, n in plan.mesh.items())
-        for heading in ("adamw", plan.recipe):
+        for heading in ("adamw", label):
             table.add_column(f"{heading}\neach of {devices} ({shape})", justify="right")
 
     def row(name: str, old: int, new: int, *each: int, style: str | None = None) -> None:
         local_cells = map(_size, each) if plan.mesh else ()
         table.add_row(name, *_change(old, new), *local_cells, style=style)
 
-    weights = local["weights"]
-    row("weights", before.weight_bytes, after.weight_bytes, weights, weights)
-    row("gradients", before.gradient_bytes, after.gradient_bytes, weights, weights)
+    gradients, weights = local["gradients"], local["weights"]
+    row("weights", before.weight_bytes, plan.weight_bytes, gradients, weights)
+    row("gradients", before.gradient_bytes, after.gradient_bytes, gradients, gradients)
     each = (local["before"], local["after"])
     row("optimizer state", before.state_bytes, after.state_bytes, *each, style="bold")
     row(
         "total",
         2 * before.weight_bytes + before.state_bytes,
-        2 * after.weight_bytes + after.state_bytes,
-        *(2 * weights + state for state in each),
+        plan.weight_bytes + after.gradient_bytes + after.state_bytes,
+        2 * gradients + local["before"],
+        weights + gradients + local["after"],
     )
+    table.caption = _state_in_words(plan) + _weights_in_words(plan)
+    table.caption_justify = "left"
+    return table
+
+
+def _state_in_words(plan: Plan) -> str:
+    before, after, moments = plan.before, plan.after, plan.moments
+    if after.code_bytes:
+        text = f"{_size(after.code_bytes)} of the state are codes. GB are 1e9 bytes."
+        if moments is not None:
+            text += (
+                f" Moments of 4096 entries and more have {moments.bits} bits an entry, and a "
+                f"float32 scale for each {moments.block} of them; smaller ones are float32."
+            )
+        return text
     old, new = before.state_numbers, after.state_numbers
-    table.caption = (
+    text = (
         f"Numbers in the state: {old:,} → {new:,}; at two bytes each, as published tables count, "
         f"{_size(2 * old)} → {_size(2 * new)}. GB are 1e9 bytes; "
         "the accumulators of all recipes but adamw are float32."
     )
     if after.formula_numbers is not None:
-        table.caption += f" By the published formula: {after.formula_numbers:,} numbers."
-    table.caption_justify = "left"
-    return table
+        text += f" By the published formula: {after.formula_numbers:,} numbers."
+    return text
+
+
+def _weights_in_words(plan: Plan) -> str:
+    if plan.weight_bytes == plan.after.weight_bytes:
+        return ""
+    return (
+        " Projected weights are in INT8, as quantize_weights holds them; kept on that grid by the "
+        "optimizer, as q_galore does by default, they take as much as those of adamw."
+    )
 
 
 def _kinds(plan: Plan) -> Table:

@@ -22,11 +22,12 @@ class Affine(Codec):
     :math:`Q = 2^{bits} - 1`,
 
     .. math::
-        s &= (\max(x, 0) - \min(x, 0)) / Q, \qquad z = \text{round}(-\min(x, 0) / s) \\
+        z &= \text{round}\big(Q\, l / (l + h)\big), \qquad s = \max\big(l / z,\, h / (Q - z)\big) \\
         c &= \text{clip}(\text{round}(x / s) + z,\, 0,\, Q), \qquad \hat x = s\,(c - z)
 
-    with the smallest and largest entry of the group, so that :math:`|\hat x - x| \le s/2`; halves
-    go to the even integer. Not for second moments: small ones become 0.
+    where entries lie between :math:`-l \le 0` and :math:`h \ge 0`, so that
+    :math:`|\hat x - x| \le s/2` and what was decoded is encoded without loss; halves go to the even
+    integer. Not for second moments: small ones become 0.
 
     Args:
       bits: 8, or 4 with two codes in a byte.
@@ -69,10 +70,14 @@ class Affine(Codec):
         top = 2**self.bits - 1
         if self.published:
             scale = jnp.maximum(high - low, 1e-5) / top
+            zero = jnp.clip(-jnp.round(low / scale), 0, top)
         else:
             low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-            scale = jnp.where(high > low, high - low, 1) / top
-        zero = jnp.clip(-jnp.round(low / scale), 0, top)
+            zero = jnp.round(top * (-low / jnp.where(high > low, high - low, 1)))
+            # As fine as both ends allow, so that none is cut off and codes of codes are the same.
+            scale = jnp.maximum(-low / jnp.maximum(zero, 1), high / jnp.maximum(top - zero, 1))
+            scale = jnp.where(scale > 0, scale, 1)
+            zero = jnp.round(-low / scale)
         steps = groups / scale[..., None]
         whole = jnp.round(steps) if key is None else round_stochastically(steps, key)
         codes = jnp.clip(whole + zero[..., None], 0, top).astype(jnp.uint8)

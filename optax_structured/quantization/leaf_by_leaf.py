@@ -26,6 +26,19 @@ class Plan:
     leaves: Sequence[Any]  # the arrays, abstract and decoded
     codecs: Sequence[Dynamic | None]
 
+    def stored(self, state: Any) -> tuple[list[Any], Any]:
+        """What there is of each array in a state, and the structure of a decoded one."""
+        structure: Any
+        nodes, structure = jax.tree.flatten(state, is_leaf=is_encoded)
+        found: list[Any] = []
+        for i, node in enumerate(nodes):
+            if not is_encoded(node) or self.codecs[len(found)] is not None:
+                found.append(node)
+                nodes[i] = 0.0
+            else:  # codes of the inner transformation: three arrays like any others
+                found += node
+        return found, jax.tree.structure(structure.unflatten(nodes))
+
     def encode(self, places: Sequence[int], arrays: Sequence[Any], in_blocks: bool = False) -> Any:
         """Arrays of the state, stored."""
         return [self._encode(i, x, in_blocks) for i, x in zip(places, arrays, strict=True)]

@@ -7,7 +7,6 @@ import jax
 import optax
 
 from optax_structured.quantization.affine import Affine
-from optax_structured.quantization.codec import is_encoded
 from optax_structured.quantization.dynamic import Dynamic
 from optax_structured.quantization.fields import FIELDS, Fields, kinds
 from optax_structured.quantization.leaf_by_leaf import Plan, leaf_by_leaf
@@ -46,9 +45,9 @@ def quantized(
     Args:
       inner: any transformation or whole optimizer: `optax.adamw(1e-3)`, `optax.lion(1e-4)`,
         `oxs.galore(0.01, low_rank)`, chains of them.
-      codec: a `Dynamic`, or `rules` of them over the paths of the parameters; None keeps a leaf in float32,
-        as some do for embeddings. `Dynamic()` is 8 bits in blocks of 256, `Dynamic(4, block=128)`
-        half of that.
+      codec: a `Dynamic`, or `rules` of them over the paths of the parameters; None keeps a leaf in
+        float32, as some do for embeddings. `Dynamic()` is 8 bits in blocks of 256,
+        `Dynamic(4, block=128)` half of that.
       min_size: moments with fewer entries stay in float32; 4096. `math.inf` encodes nothing.
       fields: adds to the table: `{"NameOfState": {"field": "signed"}}`, with "signed", "unsigned",
         or "plain" for what stays.
@@ -71,9 +70,10 @@ def quantized(
       8836
 
     Reference: Dettmers et al., `8-bit Optimizers via Block-wise Quantization
-    <https://arxiv.org/abs/2110.02861>`_, ICLR 2022. Their kernels round small second moments to 0,
-    which makes the next step of a rare coordinate up to :math:`(1-b_2)^{-1/2}` times too long; here
-    a positive one never does. `Dynamic(published=True)` has their rounding.
+    <https://arxiv.org/abs/2110.02861>`_, ICLR 2022. Their kernels round small second moments to 0:
+    the next step of a rare coordinate is then up to :math:`(1-b_2)^{-1/2}` times too long, and
+    without a gradient its first moment is divided by eps alone. Here a positive one never becomes
+    0. `Dynamic(published=True)` has their rounding.
     """
     table = as_rules(codec)
     defaults = (table.default,) if table.has_default else ()
@@ -113,7 +113,7 @@ def quantized(
         structure: Any
         states: Any
         gradients, structure = jax.tree.flatten(updates)
-        stored, states = jax.tree.flatten(state.inner, is_leaf=is_encoded)
+        stored, states = todo.stored(state.inner)
 
         def step(gradients: Any, leaves: Any) -> tuple[Any, Any]:
             tree = states.unflatten(leaves)

@@ -31,7 +31,7 @@ def uniform(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def cast_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
-    r"""float32 to bfloat16, up or down at random so that the expectation is the entry.
+    r"""Casts float32 to bfloat16, up or down at random so that the expectation is the entry.
 
     A bfloat16 weight absorbs no change below :math:`2^{-9}` of its size when it is rounded to the
     nearest; here it takes such changes now and then. Sixteen random bits are added below those that

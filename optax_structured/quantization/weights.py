@@ -26,7 +26,11 @@ class QuantizedWeight:
       codec: that made them.
       shape: of the parameter.
 
-    Example: see `quantize_weights`.
+    Example:
+      >>> import jax.numpy as jnp, optax_structured as oxs
+      >>> weight = oxs.quantize_weights(jnp.linspace(-0.5, 2.05, 6).reshape(2, 3))
+      >>> weight.code.codes.tolist(), weight.value().shape
+      ([[0, 51, 102], [153, 204, 255]], (2, 3))
     """
 
     code: AffineCode
@@ -80,6 +84,7 @@ def quantize_weights(params: Any, codec: Affine | Rules = Affine()) -> Any:  # n
     not contain 0 (`Affine(published=True)`): one that is all positive is cut off there.
     """
     codecs = resolve(weight_codecs(codec), params)
+    structure: Any
     leaves, structure = jax.tree.flatten(params)
     return structure.unflatten(
         leaf if one is None else QuantizedWeight(one.encode(leaf), one.codec, jnp.shape(leaf))

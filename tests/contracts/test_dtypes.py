@@ -10,6 +10,11 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 DTYPES_OF_THEIR_OWN = {
     "ramda_keep_point": "the prox point is recorded in the dtype of the parameters",
     "galore_lazy_rotate": "similarities of subspaces are float32, whatever the parameters are",
+    "q_galore_lazy": "the same",
+    "q_galore_lazy_on_grid": "the same",
+}
+ON_A_GRID = {
+    "q_galore_lazy_on_grid": "no dtype below float32 holds the levels, and each has its own draws",
 }
 
 
@@ -17,6 +22,8 @@ DTYPES_OF_THEIR_OWN = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @every_case
 def test_dtype_is_kept(case, dtype):
+    if dtype in ("float16", "bfloat16") and case.name in ON_A_GRID:
+        pytest.skip(ON_A_GRID[case.name])
     tx = case.build()
     start = params(dtype)
     state = tx.init(start)
@@ -29,6 +36,8 @@ def test_dtype_is_kept(case, dtype):
 @pytest.mark.usefixtures("x64")
 @every_case
 def test_accumulators_are_wide(case):
+    if case.encoded:
+        pytest.skip("scales of blocks are float32, whatever the parameters are")
     if case.name in DTYPES_OF_THEIR_OWN:
         pytest.skip(DTYPES_OF_THEIR_OWN[case.name])
     narrow, wide = (case.build().init(params(d)) for d in ("bfloat16", "float64"))
@@ -42,6 +51,8 @@ def test_accumulators_are_wide(case):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @every_case
 def test_low_precision_follows_high_precision(case, dtype):
+    if case.name in ON_A_GRID:
+        pytest.skip(ON_A_GRID[case.name])
     grads = [gradients(i, dtype) for i in range(3)]
     start = params(dtype)
     got, _ = run(case.build(), start, grads)
@@ -53,6 +64,8 @@ def test_low_precision_follows_high_precision(case, dtype):
 @pytest.mark.usefixtures("x64")
 @every_case
 def test_leaves_may_differ_in_dtype(case):
+    if case.name in ON_A_GRID:
+        pytest.skip(ON_A_GRID[case.name])
     start, grads = params(), gradients(0)
     for tree in (start, grads):
         tree["dense"]["kernel"] = tree["dense"]["kernel"].astype("bfloat16")

@@ -33,7 +33,7 @@ def place(tree, kind):
 
 def may_be_whole(case, leaf):
     """One number a matrix, a vector that `Lazy` compares, and short factors of every axis."""
-    return leaf.ndim < (2 if case.low_rank else 1) or "lazy" in case.name or "tucker" in case.name
+    return leaf.ndim < (2 if case.compressed else 1) or "lazy" in case.name or "tucker" in case.name
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])

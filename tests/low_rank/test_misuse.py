@@ -18,6 +18,7 @@ RECIPES = {
     "trion": oxs.trion,
     "ldadam": oxs.ldadam,
     "grad_norm_lorp": oxs.grad_norm_lorp,
+    "q_galore": oxs.q_galore,
 }
 NUMBERS = {
     **proximal.NUMBERS,
@@ -39,6 +40,7 @@ def traced_rank():
 
 
 WHOLE = "rank must be a Python int, got"
+INT4 = oxs.Affine(bits=4)
 OVERLAP = oxs.Axes(rows=(0, 1), cols=1)
 TRUST = optax.chain(optax.scale_by_adam(), optax.scale_by_trust_ratio())
 UNKNOWN = optax.GradientTransformation(
@@ -222,6 +224,68 @@ MISUSE = [
         "ldadam-with-a-residual",
         lambda: oxs.ldadam(0.1, oxs.LowRank(2, residual=oxs.Drop())),
         "LDAdam prescribes its residual",
+    ),
+    (
+        "codec-of-moments-for-a-basis",
+        lambda: oxs.LowRank(2, codec=oxs.Dynamic()),
+        r"LowRank\(..., codec=...\) takes Affine objects, got Dynamic",
+    ),
+    (
+        "codec-with-dct",
+        lambda: oxs.LowRank(2, projector=oxs.DCT(), codec=INT4),
+        "codec=Affine.* is for a basis that is one matrix, and DCT.* stores none; use SVD",
+    ),
+    (
+        "q-galore-with-random-projection",
+        lambda: oxs.q_galore(0.1, oxs.LowRank(2, projector=oxs.RandomProjection())),
+        r"RandomProjection.* stores none; .* or no codec \(galore in place of q_galore\)",
+    ),
+    (
+        "fira-with-codec",
+        lambda: oxs.fira(0.1, oxs.LowRank(2, codec=INT4)),
+        "NormScaled.* needs orthonormal columns, which a basis in Affine.* does not have; use",
+    ),
+    (
+        "q-galore-with-error-feedback",
+        lambda: oxs.q_galore(0.1, oxs.LowRank(2, residual=oxs.ErrorFeedback())),
+        "ErrorFeedback.* needs orthonormal columns, which a basis in Affine.* does not have",
+    ),
+    (
+        "ldadam-with-codec",
+        lambda: oxs.ldadam(0.1, oxs.LowRank(2, codec=INT4)),
+        "LDAdam prescribes its codec",
+    ),
+    (
+        "rotate-moments-in-codes",
+        lambda: project(
+            inner=oxs.quantized(optax.scale_by_adam(), min_size=1), transport=oxs.Rotate()
+        ),
+        r"'dense/kernel' are in codes, which .*: put quantized around the whole, .* or use Keep",
+    ),
+    (
+        "q-galore-with-affine-moments",
+        lambda: oxs.q_galore(0.1, oxs.LowRank(2), moments=oxs.Affine()),
+        "small second moments become 0 and training explodes",
+    ),
+    (
+        "q-galore-with-dynamic-weights",
+        lambda: oxs.q_galore(0.1, oxs.LowRank(2), weights=oxs.Dynamic()),
+        "weights are stored by Affine.*, or rules of it and None; got Dynamic",
+    ),
+    (
+        "q-galore-in-bfloat16",
+        lambda: oxs.q_galore(0.1, oxs.LowRank(2)).init({"w": jnp.ones((4, 3), jnp.bfloat16)}),
+        "'w' is bfloat16, which cannot hold the levels of Affine.*; keep parameters in float32, or",
+    ),
+    (
+        "grid-for-a-bias",
+        lambda: step(oxs.keep_on_grid(oxs.rules(("bias", oxs.Affine()), default=None))),
+        "to 'dense/bias' of shape .*, which cannot take it: weights in Affine.* are matrices",
+    ),
+    (
+        "grid-without-params",
+        lambda: oxs.keep_on_grid().update(PARAMS, oxs.keep_on_grid().init(PARAMS)),
+        NO_PARAMS,
     ),
     ("subspace-iterations", lambda: oxs.SubspaceIteration(0), "iterations must be a Python int of"),
     ("projection-seed", lambda: oxs.RandomProjection(seed=-1), "seed must be a Python int of at"),

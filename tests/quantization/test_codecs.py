@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from tolerances import rounding
 
 import optax_structured as oxs
@@ -17,9 +16,28 @@ from optax_structured.quantization.packing import pack, unpack
 
 BLOCK, SIZE = 16, 40  # the last block is shorter
 FLOAT32 = rounding("float32")
-# XLA takes numbers below 1e-38 for 0, and the smallest of a block is 1e-7 of its largest.
-MAGNITUDES = st.floats(-(2.0**100), 2.0**100, width=32).map(lambda x: x if abs(x) > 1e-30 else 0.0)
-entries = arrays.arrays(np.float32, SIZE, elements=MAGNITUDES, fill=st.just(0.0))
+
+
+@st.composite
+def entries(draw):
+    """Numbers over many decades, zeros, and numbers next to those where rounding turns."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    decades = random.uniform(-draw(st.integers(0, 12)), 0, SIZE)
+    numbers = codebook(draw(st.sampled_from([4, 8])), draw(st.booleans())).astype(np.float64)
+    turns = (
+        (numbers[1:] + numbers[:-1]) / 2 * random.choice([1 - 1e-7, 1, 1 + 1e-7], len(numbers) - 1)
+    )
+    kinds = [
+        10**decades * random.choice([-1, 1], SIZE),
+        random.choice(turns, SIZE),
+        random.choice(numbers, SIZE),
+        np.zeros(SIZE),
+    ]
+    x = np.choose(random.choice(4, SIZE, p=random.dirichlet(np.ones(4))), kinds)
+    # Blocks of the same size, so that turns are turns; XLA takes what is below 1e-38 for 0.
+    return (x * 2.0 ** draw(st.integers(-60, 100))).astype(np.float32)
+
+
 every_dynamic = pytest.mark.parametrize(
     "codec",
     [
@@ -37,15 +55,16 @@ both_signs = pytest.mark.parametrize("signed", [True, False])
 
 @functools.cache
 def stored(codec):
-    """What is left of an array after encoding and decoding, and its codes, one an entry."""
+    """What is left of an array after it was encoded and decoded."""
+    apply = jax.jit(lambda x: codec.decode(codec.encode(x), x.shape))
+    return lambda x: np.asarray(apply(x))
 
-    @jax.jit
-    def apply(x):
-        encoded = codec.encode(x)
-        codes = encoded.codes if codec.bits == 8 else unpack(encoded.codes, x.size)
-        return codec.decode(encoded, x.shape), codes
 
-    return lambda x: tuple(map(np.asarray, apply(x)))
+def codes(codec, kept, scale):
+    """The places in the codebook of decoded entries."""
+    numbers = codebook(codec.bits, codec.signed)
+    ratio = kept / np.where(scale == 0, 1, scale)
+    return np.argmin(np.abs(numbers - ratio[:, None]), 1)
 
 
 def per_entry(x):
@@ -62,17 +81,15 @@ def largest(x):
 @given(scale=st.floats(2.0**-60, 2.0**100, width=32))
 def test_what_a_code_stands_for_is_stored_exactly(bits, signed, scale):
     numbers = codebook(bits, signed) * np.float32(scale)
-    kept, codes = stored(oxs.Dynamic(bits, 2**bits, signed))(numbers)
+    kept = stored(oxs.Dynamic(bits, 2**bits, signed))(numbers)
     np.testing.assert_array_equal(kept, numbers)
-    np.testing.assert_array_equal(codes, np.arange(len(numbers)))
 
 
 @every_dynamic
-@given(x=entries)
+@given(x=entries())
 def test_the_nearest_number_is_taken(codec, x):
     x = x if codec.signed else np.abs(x)
-    kept, _ = stored(codec)(x)
-    scale = largest(x).astype(np.float64)
+    kept, scale = stored(codec)(x), largest(x).astype(np.float64)
     numbers = codebook(codec.bits, codec.signed).astype(np.float64)
     distance = np.abs(scale[:, None] * numbers - x[:, None])
     if codec.published and codec.signed:
@@ -83,45 +100,43 @@ def test_the_nearest_number_is_taken(codec, x):
 
 
 @every_dynamic
-@given(x=entries)
+@given(x=entries())
 def test_an_error_is_at_most_half_the_gap_to_the_next_number(codec, x):
     """Except where a sign is kept, or a second moment is kept above 0."""
     x = x if codec.signed else np.abs(x)
-    kept, codes = stored(codec)(x)
-    scale = largest(x).astype(np.float64)
+    kept, scale = stored(codec)(x), largest(x).astype(np.float64)
     numbers = codebook(codec.bits, codec.signed).astype(np.float64)
+    code = codes(codec, kept, scale)
     gap = np.diff(numbers, prepend=-1.0, append=numbers[-1]) * (codec.signed or 1)
-    half = scale * np.maximum(gap[codes], gap[codes + 1]) / 2
+    half = scale * np.maximum(gap[code], gap[code + 1]) / 2
     moved = np.abs(x) <= scale * np.min(np.abs(numbers[numbers != 0]))
     assert np.all((np.abs(kept - x) <= half + FLOAT32 * scale) | moved)
 
 
 @every_dynamic
-@given(x=entries)
-def test_larger_entries_of_a_block_never_have_smaller_codes(codec, x):
+@given(x=entries())
+def test_larger_entries_of_a_block_never_decode_to_less(codec, x):
     x[BLOCK:] = 0
     x[:BLOCK].sort()
-    _, codes = stored(codec)(x)
-    assert np.all(np.diff(codes[:BLOCK].astype(int)) >= 0)
+    kept = stored(codec)(x)
+    assert np.all(np.diff(kept[:BLOCK]) >= 0)
 
 
 @pytest.mark.parametrize("codec", [oxs.Dynamic(8, BLOCK), oxs.Affine(8, BLOCK)], ids=repr)
-@given(x=entries, order=st.permutations(range(BLOCK)))
+@given(x=entries(), order=st.permutations(range(BLOCK)))
 def test_the_order_inside_a_block_does_not_matter(codec, x, order):
-    kept, _ = stored(codec)(x)
+    kept = stored(codec)(x)
     shuffled = np.concatenate([x[:BLOCK][order], x[BLOCK:]])
-    again, _ = stored(codec)(shuffled)
+    again = stored(codec)(shuffled)
     np.testing.assert_array_equal(again[:BLOCK], kept[:BLOCK][order])
     np.testing.assert_array_equal(again[BLOCK:], kept[BLOCK:])
 
 
 @both_bits
-@given(x=entries)
+@given(x=entries())
 def test_a_positive_second_moment_never_becomes_zero_and_zero_stays(bits, x):
     x = np.abs(x)
-    # The smallest code is a 300th of a block's largest or 3e-7 of it, which has to be a number.
-    kept, codes = stored(oxs.Dynamic(bits, BLOCK, signed=False))(x)
-    np.testing.assert_array_equal(codes == 0, x == 0)
+    kept = stored(oxs.Dynamic(bits, BLOCK, signed=False))(x)
     np.testing.assert_array_equal(kept == 0, x == 0)
 
 
@@ -129,7 +144,7 @@ def test_a_positive_second_moment_never_becomes_zero_and_zero_stays(bits, x):
 def test_the_published_rounding_loses_small_second_moments(bits):
     x = np.zeros(SIZE, np.float32)
     x[:2] = 1.0, 1e-9
-    kept, _ = stored(oxs.Dynamic(bits, BLOCK, signed=False, published=True))(x)
+    kept = stored(oxs.Dynamic(bits, BLOCK, signed=False, published=True))(x)
     assert kept[1] == 0
 
 
@@ -140,24 +155,28 @@ def test_ties_go_to_the_lower_code(bits, signed):
     numbers = codebook(bits, signed)
     middle = ((numbers[1:].astype(np.float64) + numbers[:-1]) / 2).astype(np.float32)
     x = np.append(middle, np.float32(1))
-    _, codes = stored(oxs.Dynamic(bits, x.size, signed, published=not signed))(x)
-    np.testing.assert_array_equal(codes[:-1], np.arange(len(middle)))
+    kept = stored(oxs.Dynamic(bits, x.size + x.size % 2, signed, published=not signed))(x)
+    np.testing.assert_array_equal(kept[:-1], numbers[:-1])
 
 
 @every_dynamic
 def test_the_largest_entry_of_a_block_is_exact(codec):
     x = np.linspace(0.01, 3.7, SIZE, dtype=np.float32)
-    kept, _ = stored(codec)(x)
+    kept = stored(codec)(x)
     for last in (BLOCK - 1, 2 * BLOCK - 1, SIZE - 1):
         assert kept[last] == x[last]
 
 
 @every_affine
-@given(x=entries, sign=st.sampled_from(["any", "positive", "negative", "constant"]))
+@given(x=entries(), sign=st.sampled_from(["any", "positive", "negative", "constant"]))
 def test_an_error_is_at_most_half_a_step(codec, x, sign):
-    change = {"positive": np.abs, "negative": lambda x: -np.abs(x), "constant": lambda x: 0 * x + x[0]}
+    change = {
+        "positive": np.abs,
+        "negative": lambda x: -np.abs(x),
+        "constant": lambda x: 0 * x + x[0],
+    }
     x = change.get(sign, np.copy)(x)
-    kept, _ = stored(codec)(x)
+    kept = stored(codec)(x)
     step = per_entry(codec.encode(jnp.asarray(x)).scale)
     assert np.all(np.abs(kept - x) <= step * (0.5 + 2**codec.bits * FLOAT32))
     assert np.all(kept[x == 0] == 0)
@@ -168,15 +187,14 @@ def test_a_constant_group_is_exact(codec):
     """Its only number is an end of its range."""
     for value in (0.37, -5.0, 0.0):
         x = np.full(SIZE, value, np.float32)
-        np.testing.assert_allclose(stored(codec)(x)[0], x, rtol=FLOAT32)
+        np.testing.assert_allclose(stored(codec)(x), x, rtol=FLOAT32)
 
 
-@given(st.lists(st.integers(0, 15), min_size=1, max_size=9), st.integers(1, 3))
-def test_packing_keeps_every_code(codes, rows):
-    codes = jnp.tile(jnp.asarray(codes, jnp.uint8), (rows, 1))
+def test_packing_keeps_every_code():
+    codes = jnp.asarray(np.random.default_rng(0).integers(0, 16, (3, 32)), jnp.uint8)
     packed = pack(codes)
-    assert packed.shape == (rows, -(-codes.shape[1] // 2)) and packed.dtype == jnp.uint8
-    np.testing.assert_array_equal(unpack(packed, codes.shape[1]), codes)
+    assert packed.shape == (3, 16) and packed.dtype == jnp.uint8
+    np.testing.assert_array_equal(unpack(packed), codes)
 
 
 CODECS = [oxs.Dynamic(8), oxs.Dynamic(4, 128), oxs.Affine(8), oxs.Affine(4, 32)]
@@ -198,7 +216,7 @@ def test_every_shape(codec, shape):
         assert encoded.codes.shape == shape
         np.testing.assert_array_equal(codec.decode(encoded), kept)
     else:
-        assert encoded.codes.nbytes == -(-x.size // 2)
+        assert encoded.codes.nbytes <= (x.size + block) / 2  # the last block is whole
     bound = 0.01 if codec.bits == 8 else 0.15
     assert np.max(np.abs(kept - x), initial=0.0) <= bound * np.max(np.abs(x), initial=0.0)
 
@@ -239,7 +257,7 @@ def test_codecs_batch_under_vmap(codec):
     codes = jax.vmap(codec.encode)(x)
     kept = jax.vmap(lambda c: codec.decode(c, (40,)))(codes)
     for row, expected in zip(kept, x, strict=True):
-        np.testing.assert_array_equal(row, codec.decode(codec.encode(expected), (40,)))
+        np.testing.assert_allclose(row, codec.decode(codec.encode(expected), (40,)), rtol=FLOAT32)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 from optax_structured.checks import check_fraction, check_nonnegative, check_positive
 from optax_structured.training import folder
 from optax_structured.training.images import data, recipes_table
+from optax_structured.training.state_bits import codec_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +27,17 @@ class Config:
     batch_size: int
     milestones: tuple[int, ...]  # epochs after which the next stage begins
     seed: int
+    state_bits: int = 32  # of an entry of a moment; runs from before the option have 32
 
     def __post_init__(self) -> None:
         recipe = recipes_table.find(self.recipe)
         recipes_table.structure(self.regularizer)
+        if codec_of(self.state_bits) is not None and recipe.averages:
+            others = [name for name, other in recipes_table.RECIPES.items() if not other.averages]
+            raise ValueError(
+                f"recipe {self.recipe!r} keeps sums of all gradients, which {self.state_bits} bits "
+                f"do not hold; leave --state-bits out, or choose one of {', '.join(others)}"
+            )
         check_positive("learning_rate", self.learning_rate)
         check_nonnegative("strength", self.strength)
         check_fraction("momentum", self.momentum)

@@ -16,6 +16,7 @@ from optax_structured.regularizers import NuclearNorm
 from optax_structured.training.images import models, recipes_table
 from optax_structured.training.images.config import Config
 from optax_structured.training.images.data import Images
+from optax_structured.training.state_bits import codec_of, with_moments
 from optax_structured.trees import named_leaves, resolve
 
 _TEST_BATCH = 500
@@ -56,7 +57,8 @@ class Experiment:
             config.learning_rate, config.strength, config.momentum, config.eps
         )
         stages = Stages(tuple(m * self.steps_per_epoch for m in config.milestones))
-        self.optimizer = self.recipe.build(hyper, self.structure, stages)
+        build = with_moments(self.recipe.build, codec_of(config.state_bits))
+        self.optimizer = build(hyper, self.structure, stages)
         self._train = jax.device_put((images.train, images.train_labels))
         self._steps = jax.jit(self._run_steps, donate_argnums=0)
         self._initial = jax.jit(self._make_state)

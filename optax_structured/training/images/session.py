@@ -13,6 +13,7 @@ from optax_structured.training.folder import CONFIG, check_empty
 from optax_structured.training.images import config, data, loop, plots
 from optax_structured.training.images.config import Config
 from optax_structured.training.images.experiment import Experiment
+from optax_structured.training.state_bits import folder_name, in_words
 
 OPTIONS = frozenset({field.name for field in dataclasses.fields(Config)} | {"stages"})
 
@@ -35,7 +36,8 @@ def stored(folder: pathlib.Path, given: Mapping[str, Any]) -> Experiment:
 def default_name(experiment: Experiment) -> str:
     """The run folder in runs/."""
     chosen = experiment.config
-    return f"{chosen.recipe}-{chosen.model}-{chosen.data}-{chosen.seed}"
+    name = folder_name(chosen.recipe, chosen.state_bits)
+    return f"{name}-{chosen.model}-{chosen.data}-{chosen.seed}"
 
 
 def run(
@@ -144,4 +146,5 @@ def _hyperparameters(chosen: Config) -> str:
         "momentum": chosen.momentum,
         "eps": chosen.eps,
     }
-    return ", ".join(f"{name} {value:g}" for name, value in shown.items() if value)
+    listed = [f"{name} {value:g}" for name, value in shown.items() if value]
+    return ", ".join(filter(None, (*listed, in_words(chosen.state_bits))))

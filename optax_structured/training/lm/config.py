@@ -10,6 +10,7 @@ from optax_structured.training import folder
 from optax_structured.training.lm import recipes
 from optax_structured.training.lm.text import DEFAULT, Text
 from optax_structured.training.names import check_known
+from optax_structured.training.state_bits import codec_of, default_state_bits
 
 EVALUATIONS = 10
 
@@ -41,9 +42,11 @@ class Config:
     clip: float  # largest norm of the whole gradient; 0: off
     seed: int
     task: str = "lm"
+    state_bits: int = 32  # of an entry of a moment; runs from before the option have 32
 
     def __post_init__(self) -> None:
         recipe = recipes.find(self.recipe)
+        codec_of(self.state_bits)
         for name in (
             "width",
             "layers",
@@ -123,6 +126,7 @@ def make(given: Mapping[str, Any], text: Text) -> Config:
         "weight_decay": 0.0,
         "clip": 0.0,
         "seed": 0,
+        "state_bits": default_state_bits(given.get("recipe", "galore")),
         **given,
     }
     config = Config(**chosen)

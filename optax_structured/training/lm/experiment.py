@@ -40,7 +40,9 @@ class Experiment:
         self.low_rank = (
             None
             if config.rank is None or config.period is None
-            else recipes.structure(config.rank, config.period, parts)
+            else recipes.structure(
+                config.rank, config.period, parts, recipes.find(config.recipe).codec
+            )
         )
         self._train = jax.device_put(text.train)
         self._steps = jax.jit(self._run_steps, donate_argnums=0)
@@ -105,6 +107,7 @@ class Experiment:
             scale=config.scale,
             weight_decay=config.weight_decay,
             clip=config.clip,
+            state_bits=config.state_bits,
         )
 
     def _shape_of_schedule(self) -> optax.Schedule:

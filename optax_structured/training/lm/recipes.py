@@ -8,6 +8,7 @@ import optax
 import optax_structured as oxs
 from optax_structured.training.lm.model import PLAIN
 from optax_structured.training.names import check_known
+from optax_structured.training.state_bits import codec_of, with_moments
 from optax_structured.trees import Axes, Rules, rules
 
 
@@ -19,11 +20,13 @@ class Recipe(NamedTuple):
     low_rank: bool = True
     rank: int | None = None  # None: a quarter of the model's width
     period: int = 50  # steps from one refresh of the bases to the next
+    codec: oxs.Affine | None = None  # of the bases
 
 
 RECIPES = {
     "adamw": Recipe(3e-3, low_rank=False),
     "galore": Recipe(1e-2, scale=0.25),
+    "q_galore": Recipe(1.5e-2, scale=0.25, codec=oxs.Affine(bits=4)),
     "fira": Recipe(1e-2, scale=0.25),
     "apollo": Recipe(1e-2, scale=1.0),
     "apollo_mini": Recipe(1e-2, scale=128**0.5, rank=1),
@@ -61,19 +64,22 @@ def find(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def structure(rank: int, period: int, parts: Mapping[str, str | None]) -> Rules:
+def structure(
+    rank: int, period: int, parts: Mapping[str, str | None], codec: oxs.Affine | None = None
+) -> Rules:
     """All matrices of attention and MLP in low rank; embedding, head and norms are left plain.
 
     Args:
       rank: what is kept of the smaller side of a matrix.
       period: steps from one refresh of the bases to the next.
       parts: names of `PARTS`; None is what the recipe itself uses.
+      codec: of the bases; None is float32.
     """
     chosen: dict[str, Any] = {
         part: None if name is None else getattr(oxs, PARTS[part][name])()
         for part, name in parts.items()
     }
-    return rules((PLAIN, None), default=oxs.LowRank(rank, period, _AXES, **chosen))
+    return rules((PLAIN, None), default=oxs.LowRank(rank, period, _AXES, codec=codec, **chosen))
 
 
 def build(
@@ -84,6 +90,7 @@ def build(
     scale: float | None,
     weight_decay: float,
     clip: float,
+    state_bits: int = 32,
 ) -> optax.GradientTransformation:
     """The optimizer.
 
@@ -94,13 +101,13 @@ def build(
       scale: None where the recipe has none.
       weight_decay: decoupled.
       clip: largest norm of the whole gradient; 0 does not clip.
+      state_bits: of an entry of a moment: 32, 8 or 4.
     """
     given: dict[str, Any] = {} if scale is None else {"scale": scale}
     if name == "trion":
         given["adam_learning_rate"] = lambda count: _ADAM_OF_TRION * learning_rate(count)
-    if low_rank is None:
-        optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
-    else:
-        recipe = getattr(oxs, name)
-        optimizer = recipe(learning_rate, low_rank, weight_decay=weight_decay, **given)
+    recipe = optax.adamw if low_rank is None else getattr(oxs, name)
+    structured = () if low_rank is None else (low_rank,)
+    recipe = with_moments(recipe, codec_of(state_bits))
+    optimizer = recipe(learning_rate, *structured, weight_decay=weight_decay, **given)
     return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer

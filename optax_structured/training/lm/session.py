@@ -16,6 +16,7 @@ from optax_structured.training.lm import config, loop, plots, recipes
 from optax_structured.training.lm import text as texts
 from optax_structured.training.lm.config import Config
 from optax_structured.training.lm.experiment import Experiment
+from optax_structured.training.state_bits import folder_name, in_words
 
 STATE = "state.csv"
 _FOUND_OUT = {"text_origin", "text_sha256", "task"}
@@ -47,7 +48,8 @@ def stored(folder: pathlib.Path, given: Mapping[str, Any]) -> Experiment:
 def default_name(experiment: Experiment) -> str:
     """The run folder in runs/."""
     chosen = experiment.config
-    return f"{chosen.recipe}-lm-{pathlib.Path(chosen.text).stem}-{chosen.seed}"
+    name = folder_name(chosen.recipe, chosen.state_bits)
+    return f"{name}-lm-{pathlib.Path(chosen.text).stem}-{chosen.seed}"
 
 
 def announce(experiment: Experiment, console: Console) -> None:
@@ -105,7 +107,8 @@ def describe_run(result: loop.Result, folder: pathlib.Path, console: Console) ->
         ],
     )
     console.print(
-        f"optimizer state {held:,} bytes, {held / memory.weight_bytes:.2f} times the weights "
+        f"optimizer state {held:,} bytes, {memory.code_bytes:,} of them in codes of 8 or 4 bits, "
+        f"{held / memory.weight_bytes:.2f} times the weights "
         f"(adamw: {2 * memory.weight_bytes:,}, 2.00 times)"
     )
     if result.rows:
@@ -141,4 +144,5 @@ def settings(chosen: Config) -> str:
     shown = {name: getattr(chosen, name) for name in numbers}
     parts = [getattr(chosen, part) for part in recipes.PARTS]
     listed = [f"{name.replace('_', ' ')} {value:g}" for name, value in shown.items() if value]
+    parts.append(in_words(chosen.state_bits))
     return ", ".join(listed + [part for part in parts if part])

@@ -124,7 +124,7 @@ def _run(
 ) -> list[Row]:
     """The evaluations of one run, new, continued or read; none if it diverged."""
     one = experiment.variant(learning_rate=rate, seed=seed)
-    path = folder / f"{name}-{rate:g}-{seed}"
+    path = folder / f"{name.replace(':', '-')}-{rate:g}-{seed}"
     started = (path / CONFIG).exists()
     if started:
         check_same(config.load(path), vars(one.config), ignoring=("text",))

@@ -45,6 +45,41 @@ def test_train_writes_a_run_folder_and_resumes(tmp_path, text):
     assert 4 * (3 * 4 * 16) <= int(state_bytes) < 2 * 1024
 
 
+def test_state_bits_are_said_and_stored(tmp_path, text):
+    run = tmp_path / "run"
+    sizes = [*TINY, "--width", "64", "--steps", "4", "--text", text]
+    options = [*LM, *sizes, "--recipe", "adamw", "--state-bits", "8"]
+    code, said = invoke("train", *options, "--out", run, "--stop-after", 2)
+    assert code == 0, said
+    assert "learning rate 0.003, 8-bit state" in said and "in codes of 8 or 4 bits" in said
+    code, said = invoke("train", "--resume", run, "--state-bits", "4")
+    assert code == 2 and "state_bits is 8 there and 4 here" in said
+    code, said = invoke("train", "--resume", run)
+    assert code == 0, said
+    embedding = 256 * 64
+    line = f"embed/embedding 256×64 {4 * embedding:,} {2 * embedding + 8 * 64:,} {2 * embedding:,}"
+    assert line in said
+
+
+@pytest.mark.slow
+def test_compare_puts_bits_side_by_side(tmp_path, text):
+    out = tmp_path / "compared"
+    sizes = [*TINY, "--width", "64", "--steps", "4", "--text", text]
+    recipes = "adamw,adamw:8,galore:4@keep,q_galore"
+    keep = ["--set", "galore:4@keep.transport=keep"]
+    options = [*LM, *sizes, "--recipes", recipes, *keep, "--learning-rates", "1e-3"]
+    code, said = invoke("compare", *options, "--seeds", "0,1", "--out", out)
+    assert code == 0, said
+    table = [x for x in (out / "comparison.md").read_text().splitlines() if x.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:]]
+    assert [row[0] for row in rows] == recipes.split(",")
+    assert [row[6].endswith("8-bit state") for row in rows] == [False, True, False, True]
+    assert rows[2][6].endswith("keep, 4-bit state")
+    sizes = [int(row[3].replace(",", "")) for row in rows]
+    assert sizes[1] < 0.3 * sizes[0] and sizes[2] < sizes[3]
+    assert (out / "adamw-8-0.001-1" / "metrics.csv").exists()
+
+
 @pytest.mark.slow
 def test_compare_sweeps_and_continues(tmp_path, text):
     out = tmp_path / "compared"
@@ -77,6 +112,10 @@ def test_compare_sweeps_and_continues(tmp_path, text):
         (["train", *LM, "--rank", "0"], "rank must be a whole number of at least 1, got 0"),
         (["train", *LM, "--resume", "none"], "none is not a run folder"),
         (["compare", *LM, "--recipes", "galore,lion"], "unknown recipe 'lion'"),
+        (["train", *LM, "--state-bits", "16"], "state_bits must be one of 32, 8, 4, got 16"),
+        (["compare", *LM, "--recipes", "adamw:x"], "after the colon come the bits of the state"),
+        (["compare", *LM, "--recipes", "adamw:7"], "state_bits must be one of 32, 8, 4, got 7"),
+        (["compare", *LM, "--recipes", "adam:8"], "unknown recipe 'adam'"),
         (["compare", *LM, "--learning-rates", "a"], "--learning-rates takes numbers separated"),
         (["compare", *LM, "--set", "galore.rate=1"], "expected RECIPE.NAME=VALUE"),
         (["compare", *LM, "--set", "fira.rank=x"], "'x' is not a number"),

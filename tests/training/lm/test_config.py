@@ -1,6 +1,7 @@
 """Configurations of the language-model job: defaults, checks, mistakes as sentences."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -48,6 +49,7 @@ def test_round_trip(tmp_path):
         ({"clip": -1.0}, "clip must be"),
         ({"scale": 0.0}, "scale must be"),
         ({"projector": "qr"}, "unknown projector 'qr': choose one of svd"),
+        ({"state_bits": 16}, "state_bits must be one of 32, 8, 4, got 16"),
         ({"transport": "move"}, "unknown transport 'move'"),
         ({"sequence": 10**6}, "sequence 1000000 is longer than the .* of the training text"),
     ],
@@ -62,3 +64,13 @@ def test_every_recipe_has_a_complete_configuration(name):
     chosen = make(recipe=name)
     assert (chosen.rank is None) == (not recipes.find(name).low_rank)
     assert chosen.learning_rate == recipes.find(name).learning_rate
+    assert chosen.state_bits == (8 if name == "q_galore" else 32)
+
+
+def test_runs_from_before_the_option_have_32_bits(tmp_path):
+    folder.save_config(make(state_bits=4), tmp_path)
+    assert config.load(tmp_path).state_bits == 4
+    fields = folder.stored_fields(tmp_path)
+    del fields["state_bits"]
+    (tmp_path / folder.CONFIG).write_text(json.dumps(fields))
+    assert config.load(tmp_path) == make()

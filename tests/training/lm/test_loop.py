@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from training_lm_small import experiment, fresh
 
-from optax_structured.training.lm import loop
+from optax_structured.training.lm import loop, session
 
 
 def assert_same_bits(a, b):
@@ -33,6 +33,27 @@ def test_resuming_continues_bit_for_bit_around_a_refresh(recipe, tmp_path):
         np.testing.assert_array_equal(parts.losses, whole.losses)
         assert numbers(parts.rows) == numbers(whole.rows)
         assert parts.leaves == whole.leaves
+
+
+@pytest.mark.parametrize("recipe, bits", [("adamw", 8), ("galore", 4), ("q_galore", 8)])
+def test_resuming_continues_codes_bit_for_bit(recipe, bits, tmp_path):
+    """64 wide, so that embedding, head and, of adamw, the matrices have 4096 entries and more."""
+    wide = {"width": 64, "state_bits": bits}
+    whole = loop.train(experiment(recipe, **wide), tmp_path / "whole")
+    loop.train(experiment(recipe, **wide), tmp_path / "parts", stop_after=6)
+    parts = loop.train(experiment(recipe, **wide), tmp_path / "parts", resume=True)
+    assert_same_bits(parts.state, whole.state)
+    np.testing.assert_array_equal(parts.losses, whole.losses)
+    report = session.memory_of(whole.experiment)
+    held = jax.tree.leaves(whole.state.opt_state)
+    assert loop.state_bytes(whole.state) == report.state_bytes
+    assert sum(x.nbytes for x in held if x.dtype == "uint8") == report.code_bytes
+    # Two moments of what is not projected: embedding and head, and of adamw all matrices.
+    large = 2 * 256 * 64 if recipe != "adamw" else sum(
+        x.size for x in jax.tree.leaves(whole.state.params) if x.size >= 4096
+    )
+    in_moments = 2 * large * bits // 8
+    assert in_moments <= report.code_bytes <= 1.1 * in_moments
 
 
 def test_a_new_process_continues_bit_for_bit(tmp_path):
