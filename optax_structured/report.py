@@ -99,10 +99,13 @@ def layer_table(of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength
 def state_table(memory: MemoryReport) -> Table:
     """One line a leaf: its rank and what the optimizer keeps for it; plain leaves dim."""
     table = Table(
-        title="Optimizer state", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title="Bytes of weights and optimizer state",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("parameter", no_wrap=True)
-    for name in ("shape", "rank", "weight bytes", "state bytes", "in codes"):
+    for name in ("shape", "rank", "weights", "state", "in codes"):
         table.add_column(name, justify="right", no_wrap=True)
     for leaf in memory.leaves:
         rank = "" if leaf.spec is None else str(leaf.spec.rank)

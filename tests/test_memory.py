@@ -34,8 +34,8 @@ PUBLISHED = {
     "1b": (2.6782, 5.3563, 1.5602, 2.0849, 1.8333, 1.7326),
     "7b": (13.4768, 26.9537, 8.3551, 9.4047, 8.0457, 7.5256),
 }
-# GB with moments in 8 bits, blocks of 256; the basis in bfloat16, or in groups of 256 of 4 bits with
-# scale and zero in bfloat16. "+rest" has 8-bit Adam on what is not projected.
+# GB with moments in 8 bits, in blocks of 256; the basis in bfloat16, or in 4 bits in groups of 256
+# with scale and zero in bfloat16. "+rest" has 8-bit Adam on what is not projected.
 PUBLISHED_IN_CODES = {
     #      8-bit   8-bit   INT4
     #       Adam  GaLore   basis

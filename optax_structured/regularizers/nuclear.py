@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from optax_structured.regularizers.base import Regularizer, promote
 from optax_structured.regularizers.proximal_gradient import accelerated_proximal_gradient
 from optax_structured.trees.axes import Axes, normalize_axes
+from optax_structured.trees.placement import by_matrix
 from optax_structured.trees.precision import at_least_float32
 
 
@@ -133,12 +134,19 @@ class NuclearNorm(Regularizer):
         return jax.sharding.reshard(x, layout.update(spec=jax.sharding.PartitionSpec(*names)))
 
     def _singular_values(self, w: ArrayLike) -> jax.Array:
-        return jnp.linalg.svd(
-            self.axes.to_matrix(self._gather(at_least_float32(w))), compute_uv=False
-        )
+        matrices = self.axes.to_matrix(self._gather(at_least_float32(w)))
+        # A row for each matrix, so that the result has as many axes as the matrices.
+        rows = by_matrix(lambda a: jnp.linalg.svd(a, compute_uv=False)[..., None, :], matrices)
+        return rows[..., 0, :]
 
     def _threshold(self, x: jax.Array, threshold: jax.Array) -> jax.Array:
-        u, s, vt = jnp.linalg.svd(self.axes.to_matrix(x), full_matrices=False)
+        u, s, vt = by_matrix(_svd, self.axes.to_matrix(x))
         s = jnp.maximum(s - threshold, 0.0)
-        w = jnp.matmul(u * s[..., None, :], vt, precision=jax.lax.Precision.HIGHEST)
+        w = jnp.matmul(u * s, vt, precision=jax.lax.Precision.HIGHEST)
         return self.axes.from_matrix(w, x.shape)
+
+
+def _svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The thin SVD, with the singular values as a row."""
+    u, s, vt = jnp.linalg.svd(a, full_matrices=False)
+    return u, s[..., None, :], vt

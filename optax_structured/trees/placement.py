@@ -4,6 +4,7 @@ On an explicit mesh the sharding of an array is part of its type, and JAX refuse
 result of an ambiguous product goes. Off explicit meshes these functions are the plain operations.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,13 +95,14 @@ def by_matrix(f: Callable[[jax.Array], Any], x: jax.Array) -> Any:
     On an explicit mesh not all factorisations of JAX take a sharded batch; each device then does
     its own.
     """
+    alone = functools.partial(_one_by_one, f)
     if not on_explicit_mesh(x):
-        return f(x)
+        return alone(x)
     x = whole_matrices(x)
     spec = jax.typeof(x).sharding.spec
     if all(axis is None for axis in spec):
-        return f(x)
-    return jax.shard_map(f, mesh=jax.typeof(x).sharding.mesh, in_specs=spec, out_specs=spec)(x)
+        return alone(x)
+    return jax.shard_map(alone, mesh=jax.typeof(x).sharding.mesh, in_specs=spec, out_specs=spec)(x)
 
 
 def home(leaf: Any) -> tuple[Any, Spec] | None:
@@ -148,6 +150,19 @@ def put(x: jax.Array, mesh: Any, spec: Spec) -> jax.Array:
     if _explicit(mesh):
         return jax.sharding.reshard(x, NamedSharding(mesh, partition))
     return jax.device_put(x, NamedSharding(mesh, partition))
+
+
+def _one_by_one(f: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """`f` on a batch of matrices: on a CPU never on two at once, under `vmap` neither.
+
+    There jaxlib deals a batch out to the threads that run the program, and one of these threads
+    waits for it. When each waits for a batch of its own, none is left to work: the program hangs.
+    """
+    single = jax.custom_jvp(jax.custom_batching.sequential_vmap(f))
+    single.defjvp(functools.partial(jax.jvp, f))
+    for _ in x.shape[:-2]:
+        single = jax.vmap(single)
+    return jax.lax.platform_dependent(x, cpu=single, default=f)
 
 
 def _normal(spec: Any, ndim: int) -> Spec:

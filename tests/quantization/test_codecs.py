@@ -267,6 +267,8 @@ def test_codecs_batch_under_vmap(codec):
         (lambda: oxs.Affine(bits=32), "Affine has 4 or 8 bits, got bits=32"),
         (lambda: oxs.Dynamic(block=1), "block must be at least 2 entries, got 1"),
         (lambda: oxs.Dynamic(block=2.5), "block must be a Python int, a number of entries, got"),
+        (lambda: oxs.Dynamic(4, block=7), "block must be even at 4 bits"),
+        (lambda: oxs.Affine(4, group=7), "group must be even at 4 bits"),
         (lambda: oxs.Affine(group=True), "group must be a Python int, a number of entries, got"),
     ],
 )

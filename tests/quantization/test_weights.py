@@ -133,8 +133,10 @@ def test_the_element_and_the_container_agree():
 
 def test_rounded_to_the_nearest_small_steps_are_lost():
     params = on_grid({"w": normal("w", (8, 12))})
-    step = {"w": jnp.full((8, 12), -2e-4)}
     level = jnp.max(jnp.abs(params["w"])) / 127
+    inside = jnp.abs(params["w"]) < 0.3 * 127 * level  # the ends of a group take their levels along
+    assert jnp.sum(inside) > 10
+    step = {"w": jnp.where(inside, -2e-4, 0)}
     totals = {}
     for stochastic in (True, False):
         tx = oxs.keep_on_grid(INT8, stochastic=stochastic)
@@ -142,7 +144,7 @@ def test_rounded_to_the_nearest_small_steps_are_lost():
         for _ in range(100):
             change, state = update(step, state, current)
             current = optax.apply_updates(current, change)
-        totals[stochastic] = float(jnp.mean(current["w"] - params["w"]))
+        totals[stochastic] = float(jnp.mean((current["w"] - params["w"])[inside]))
     assert abs(totals[False]) <= 1e-4 * level
     assert abs(totals[True] + 0.02) <= 4e-3
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from optax_structured.branch import branch
 from optax_structured.low_rank.projectors.base import transpose
-from optax_structured.trees.placement import by_matrix, like, product, whole_matrices
+from optax_structured.trees.placement import by_matrix, like, product
 
 Orthonormalize = Literal["qr", "cholesky"]
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -35,8 +35,14 @@ def fix_signs(vectors: jax.Array) -> jax.Array:
 
 def leading(gram: jax.Array, rank: int) -> jax.Array:
     """The leading eigenvectors of positive semidefinite matrices, largest eigenvalue first."""
-    _, vectors = jnp.linalg.eigh(whole_matrices(gram))
+    vectors = by_matrix(lambda gram: jnp.linalg.eigh(gram)[1], gram)
     return vectors[..., ::-1][..., :rank]
+
+
+def singular_vectors(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    r""":math:`U` and :math:`V^\top` of the thin SVD."""
+    u, _, vh = jnp.linalg.svd(a, full_matrices=False)
+    return u, vh
 
 
 def householder(a: jax.Array) -> jax.Array:
@@ -91,7 +97,11 @@ def _mended(good: jax.Array, q: jax.Array, a: jax.Array) -> jax.Array:
 
 def _whiten(a: jax.Array, gram: jax.Array) -> jax.Array:
     """Q = A R^-1 with R'R the Gram matrix, as a product: products stay sharded, solves do not."""
-    lower = by_matrix(jnp.linalg.cholesky, gram)
-    eye = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
-    inverse = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+
+    def inverse_factor(gram: jax.Array) -> jax.Array:
+        lower = jnp.linalg.cholesky(gram)
+        eye = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
+        return jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+
+    inverse = by_matrix(inverse_factor, gram)
     return like(product(a, transpose(inverse), HIGHEST), a)

@@ -3,12 +3,11 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.projectors.base import OneSided
-from optax_structured.low_rank.projectors.orthonormal import fix_signs
-from optax_structured.trees.placement import like, whole_matrices
+from optax_structured.low_rank.projectors.orthonormal import fix_signs, singular_vectors
+from optax_structured.trees.placement import by_matrix, like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,5 +42,5 @@ class SVD(OneSided):
         seed: jax.Array,
     ) -> jax.Array:
         del fitted, seed
-        u, _, _ = jnp.linalg.svd(whole_matrices(gradient), full_matrices=False)
+        u, _ = by_matrix(singular_vectors, gradient)
         return like(fix_signs(u[..., : frame.rank]).astype(matrix.dtype), matrix)

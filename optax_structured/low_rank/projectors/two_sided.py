@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.projectors.base import Projector, transpose
-from optax_structured.low_rank.projectors.orthonormal import fix_signs
-from optax_structured.trees.placement import like, product, whole_matrices
+from optax_structured.low_rank.projectors.orthonormal import fix_signs, singular_vectors
+from optax_structured.trees.placement import by_matrix, like, product
 
 
 class Sides(NamedTuple):
@@ -51,7 +51,7 @@ class TwoSided(Projector):
         self, frame: Frame, basis: Sides, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
     ) -> Sides:
         del fitted, seed
-        u, _, vh = jnp.linalg.svd(whole_matrices(gradient), full_matrices=False)
+        u, vh = by_matrix(singular_vectors, gradient)
 
         def kept(vectors: jax.Array, old: jax.Array) -> jax.Array:
             return like(fix_signs(vectors[..., : frame.rank]).astype(old.dtype), old)

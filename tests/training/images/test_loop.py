@@ -52,6 +52,18 @@ def test_resuming_continues_bit_for_bit(recipe, model, tmp_path, monkeypatch):
     assert_same_bits(parts.strips, whole.strips)
 
 
+@pytest.mark.parametrize(
+    "recipe, bits", [("adamw", 8), ("prox_sgd", 8), ("prox_adam", 4), ("prox_ssi", 8)]
+)
+def test_resuming_continues_codes_bit_for_bit(recipe, bits, tmp_path):
+    options = {"state_bits": bits, "epochs": 2, "stages": 1}
+    whole = loop.train(experiment(recipe, **options), tmp_path / "whole")
+    loop.train(experiment(recipe, **options), tmp_path / "parts", stop_after=1)
+    parts = loop.train(experiment(recipe, **options), tmp_path / "parts", resume=True)
+    assert_same_bits(parts.state, whole.state)
+    assert any(x.dtype == "uint8" for x in jax.tree.leaves(whole.state.opt_state))
+
+
 def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
     whole = loop.train(experiment(model="logistic"), tmp_path, stop_after=2)
     metrics = tmp_path / loop.METRICS

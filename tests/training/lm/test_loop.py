@@ -49,8 +49,10 @@ def test_resuming_continues_codes_bit_for_bit(recipe, bits, tmp_path):
     assert loop.state_bytes(whole.state) == report.state_bytes
     assert sum(x.nbytes for x in held if x.dtype == "uint8") == report.code_bytes
     # Two moments of what is not projected: embedding and head, and of adamw all matrices.
-    large = 2 * 256 * 64 if recipe != "adamw" else sum(
-        x.size for x in jax.tree.leaves(whole.state.params) if x.size >= 4096
+    large = (
+        2 * 256 * 64
+        if recipe != "adamw"
+        else sum(x.size for x in jax.tree.leaves(whole.state.params) if x.size >= 4096)
     )
     in_moments = 2 * large * bits // 8
     assert in_moments <= report.code_bytes <= 1.1 * in_moments
