@@ -54,18 +54,20 @@ class Affine(Codec):
 
     def __post_init__(self) -> None:
         check_bits(self)
-        check_block("group", self.group)
+        check_block("group", self.group, self.bits)
 
     def encode(self, x: jax.Array, *, key: jax.Array | None = None, batch: int = 0) -> AffineCode:
         """The codes of an array.
 
         Args:
-          x: any floating-point array. NaN counts as 0, infinity as the largest finite number.
+          x: any floating-point array. NaN counts as 0, infinity as half the largest finite number.
           key: round up or down at random, so that the expectation of an entry that is not an
             extreme of its group is the entry; None rounds to the nearest.
           batch: leading axes that no group crosses.
         """
         groups = in_blocks(jnp.nan_to_num(at_least_float32(x)), self.group, batch)
+        half = jnp.finfo(groups.dtype).max / 2
+        groups = jnp.clip(groups, -half, half)  # else a range may overflow
         low, high = jnp.min(groups, -1), jnp.max(groups, -1)
         top = 2**self.bits - 1
         if self.published:

@@ -35,7 +35,7 @@ def layout(shape: Sequence[int], block: int, batch: int = 0) -> Layout:
         if kept < len(shape) and size and size % block == 0:
             return Layout(tuple(shape[:kept]), size, block)
     size = math.prod(shape[batch:])
-    return Layout(tuple(shape[:batch]), size, min(block, size + size % 2))
+    return Layout(tuple(shape[:batch]), size, max(2, min(block, size + size % 2)))
 
 
 def in_blocks(x: jax.Array, block: int, batch: int = 0) -> jax.Array:

@@ -9,9 +9,11 @@ def check_bits(codec: Any) -> None:
         raise ValueError(f"{type(codec).__name__} has 4 or 8 bits, got bits={codec.bits!r}")
 
 
-def check_block(name: str, size: Any) -> None:
-    """Raises TypeError or ValueError unless this is a number of entries that can share a scale."""
+def check_block(name: str, size: Any, bits: int) -> None:
+    """Raises TypeError or ValueError unless so many entries can share a scale, and fill bytes."""
     if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise TypeError(f"{name} must be a Python int, a number of entries, got {size!r}")
     if size < 2:
         raise ValueError(f"{name} must be at least 2 entries, got {size!r}")
+    if bits == 4 and size % 2:
+        raise ValueError(f"{name} must be even at 4 bits, two codes a byte, got {size!r}")

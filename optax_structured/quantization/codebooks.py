@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 _MANTISSA = 23  # bits of float32
+_LARGEST_RISE = 1.05  # by rounding, of an entry that is to come to 0 if it decays by a tenth
 _KEPT = 7  # of them, that tell to within one midpoint where a number lies
 
 
@@ -46,15 +47,18 @@ class Nearest(NamedTuple):
     shift: int  # that leaves the leading bits of a float32
     first: int  # leading bits of the smallest bucket
     rank: np.ndarray  # int32: numbers above 0 that are below all of a bucket, or next to it
-    threshold: np.ndarray  # float32: the only midpoint in the bucket, above it the rank is 1 more
+    threshold: np.ndarray  # float32: the only border in the bucket, above it the rank is 1 more
 
 
 @functools.cache
-def nearest(bits: int, signed: bool) -> Nearest:
+def nearest(bits: int, signed: bool, settling: bool = False) -> Nearest:
     """Two table lookups and a comparison take the place of a search over all midpoints."""
     numbers = codebook(bits, signed)
     numbers = numbers[numbers >= 0].astype(np.float64)
-    middle = ((numbers[1:] + numbers[:-1]) / 2).astype(np.float32)
+    middle = (numbers[1:] + numbers[:-1]) / 2
+    if settling:
+        middle = np.maximum(middle, numbers[1:] / _LARGEST_RISE)
+    middle = middle.astype(np.float32)
     shift = _MANTISSA - _KEPT
     first, last = (int(np.float32(x).view(np.uint32)) >> shift for x in (middle[0], 1.0))
     bucket = np.arange(first, last + 1, dtype=np.uint32) << shift

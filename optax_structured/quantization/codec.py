@@ -36,7 +36,7 @@ class Codec(abc.ABC):
         """The codes of an array: a tuple of arrays.
 
         Args:
-          x: any floating-point array. NaN counts as 0, infinity as the largest finite number.
+          x: any floating-point array. Infinity counts as the largest finite number.
         """
 
     @abc.abstractmethod

@@ -24,16 +24,19 @@ class Dynamic(Codec):
     .. math:: a_b = \max_{i \in b} |x_i|, \qquad
         c_i = \arg\min_k \big| q_k - x_i / a_b \big|, \qquad \hat x_i = a_b\, q_{c_i}
 
-    with ties to the lower code. At 8 bits numbers reach down to :math:`3 \cdot 10^{-7} a_b`, and
-    those above :math:`0.1\,a_b` are kept to 0.7 %, without sign to 0.35 %. Zero is a code of its
-    own, and without a sign no positive entry is given it: a second moment that is rounded to zero
-    makes a step :math:`(1-b_2)^{-1/2}` times too long.
+    with ties to the lower code; NaN makes its block NaN. At 8 bits numbers reach down to
+    :math:`3 \cdot 10^{-7} a_b`, and those above :math:`0.1\,a_b` are kept to 0.7 %, without sign
+    to 0.35 %. Zero is a code of its own, and without a sign no positive entry is given it: a second
+    moment that is rounded to zero makes a step :math:`(1-b_2)^{-1/2}` times too long.
 
     Args:
       bits: 8, or 4 with two codes in a byte.
       block: B, entries of a block, at least 2. Eight-bit libraries use 256; at 4 bits, 128.
       signed: whether entries may be negative; without a sign steps are half as wide, and a negative
         entry counts as 0.
+      settling: never round up by more than 5 %, so that an entry that decays by a tenth a step, a
+        first moment without a gradient, comes to 0 instead of staying where the steps of the code
+        are wide. Changes codes below a tenth of the largest entry; `quantized` sets it.
       published: round as the eight-bit kernels do: a negative entry never becomes 0 (it takes the
         next code), a positive entry without sign may.
 
@@ -54,11 +57,12 @@ class Dynamic(Codec):
     bits: int = 8
     block: int = 256
     signed: bool = True
+    settling: bool = False
     published: bool = False
 
     def __post_init__(self) -> None:
         check_bits(self)
-        check_block("block", self.block)
+        check_block("block", self.block, self.bits)
 
     def encode(self, x: jax.Array) -> DynamicCode:
         return self.encode_blocks(in_blocks(x, self.block), x.shape)
@@ -84,7 +88,7 @@ class Dynamic(Codec):
 
     def _nearest(self, ratio: jax.Array, x: jax.Array) -> jax.Array:
         """The codes of entries, from their ratio to the largest of their block."""
-        shift, first, ranks, thresholds = nearest(self.bits, self.signed)
+        shift, first, ranks, thresholds = nearest(self.bits, self.signed, self.settling)
         size = jnp.abs(ratio)
         bucket = (jax.lax.bitcast_convert_type(size, jnp.int32) >> shift) - first
         bucket = jnp.clip(bucket, 0, len(ranks) - 1)

@@ -63,7 +63,7 @@ def kinds(state: Any, fields: Fields, min_size: float) -> list[Kind]:
                 else:
                     found += [kind] * len(jax.tree.leaves(value))
             return found
-        if np.size(node) >= min_size and np.issubdtype(node.dtype, np.floating):
+        if np.ndim(node) and np.size(node) >= min_size and np.issubdtype(node.dtype, np.floating):
             raise ValueError(
                 f"quantized: no rule for the state{keystr(path)} of shape {np.shape(node)}; say "
                 'what it is, fields={"NameOfTheState": {"field": "signed"}}, with "signed" for a '

@@ -110,6 +110,9 @@ def quantized(
         updates: Any, state: QuantizedState, params: Any = None, **extra: Any
     ) -> tuple[Any, QuantizedState]:
         todo = plan(updates if params is None else params)
+        if not any(todo.codecs):
+            updates, new = inner.update(updates, state.inner, params, **extra)
+            return updates, QuantizedState(new)
         structure: Any
         states: Any
         gradients, structure = jax.tree.flatten(updates)
@@ -130,7 +133,8 @@ def _codec(codec: Dynamic | None, kind: str) -> Dynamic | None:
     """The codec of one array: with a sign or without."""
     if codec is None or kind == "plain":
         return None
-    return dataclasses.replace(codec, signed=kind == "signed")
+    signed = kind == "signed"
+    return dataclasses.replace(codec, signed=signed, settling=signed and not codec.published)
 
 
 def _check(codec: Any) -> None:

@@ -27,7 +27,7 @@ def settled(encode: Callable[[Any], Any], fresh: Any, old: Any) -> Any:
         return encode(fresh)
 
     def unit(fresh: Any, old: Any, scale: jax.Array) -> Any:
-        always = scale.reshape(-1)[0] >= 0  # a scale is, or it is NaN and nothing can be saved
+        always = ~(scale.reshape(-1)[0] < 0)  # no scale is negative, which XLA does not know
         return jax.lax.cond(always, lambda fresh, _: encode(fresh), lambda _, old: old, fresh, old)
 
     return jax.lax.platform_dependent(
