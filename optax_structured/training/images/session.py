@@ -50,7 +50,7 @@ def run(
 ) -> loop.Result:
     """Trains with a live line."""
     chosen = experiment.config
-    label = f"{chosen.recipe} {chosen.seed}"
+    label = f"{folder_name(chosen.recipe, chosen.state_bits)} {chosen.seed}"
     total = chosen.epochs * experiment.steps_per_epoch
 
     def describe(row: report.Row) -> str:

@@ -77,7 +77,7 @@ def run(
 ) -> loop.Result:
     """Trains with a live line."""
     chosen = experiment.config
-    label = f"{chosen.recipe} {chosen.seed}"
+    label = f"{folder_name(chosen.recipe, chosen.state_bits)} {chosen.seed}"
     state_bytes = memory_of(experiment).state_bytes
 
     def describe(row: report.Row) -> str:
