@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 _MANTISSA = 23  # bits of float32
+_KEPT = 7  # of them, that tell to within one border where a number lies
 _LARGEST_RISE = 1.05  # by rounding, of an entry that is to come to 0 if it decays by a tenth
-_KEPT = 7  # of them, that tell to within one midpoint where a number lies
 
 
 @functools.cache
@@ -42,28 +42,45 @@ def _midpoints(parts: int) -> np.ndarray:
 
 
 class Nearest(NamedTuple):
-    """Finds the nearest number to a magnitude in [0, 1] by its leading bits."""
+    """Finds the nearest number to a magnitude in [0, 1] from the bits of its float32.
 
-    shift: int  # that leaves the leading bits of a float32
-    first: int  # leading bits of the smallest bucket
-    rank: np.ndarray  # int32: numbers above 0 that are below all of a bucket, or next to it
-    threshold: np.ndarray  # float32: the only border in the bucket, above it the rank is 1 more
+    The leading bits tell where it lies to within one border between numbers, and select an entry;
+    the rank of the number, its place among those that are not negative, is
+    `entry + trailing bits >> shift + 1`: the sum carries above the border.
+    """
+
+    shift: int  # trailing bits
+    first: int  # leading bits of entry 0; what is below rounds as its magnitudes do, all to one
+    table: np.ndarray  # int32
 
 
 @functools.cache
-def nearest(bits: int, signed: bool, settling: bool = False) -> Nearest:
-    """Two table lookups and a comparison take the place of a search over all midpoints."""
+def nearest(
+    bits: int, signed: bool, settling: bool = False, keep_positive: bool = False
+) -> Nearest:
+    """One table lookup and an addition take the place of a search over all borders.
+
+    Args:
+      bits, signed: of the codebook.
+      settling: borders no lower than what may rise to the next number.
+      keep_positive: no magnitude rounds to 0.
+    """
     numbers = codebook(bits, signed)
     numbers = numbers[numbers >= 0].astype(np.float64)
-    middle = (numbers[1:] + numbers[:-1]) / 2
+    border = (numbers[1:] + numbers[:-1]) / 2
     if settling:
-        middle = np.maximum(middle, numbers[1:] / _LARGEST_RISE)
-    middle = middle.astype(np.float32)
+        border = np.maximum(border, numbers[1:] / _LARGEST_RISE)
+    border = border.astype(np.float32)
+    if keep_positive:
+        border[0] = 0
     shift = _MANTISSA - _KEPT
-    first, last = (int(np.float32(x).view(np.uint32)) >> shift for x in (middle[0], 1.0))
-    bucket = np.arange(first, last + 1, dtype=np.uint32) << shift
+    lowest = border[border > 0][0]
+    first, last = (int(np.float32(x).view(np.uint32)) >> shift for x in (lowest, 1.0))
+    bucket = np.arange(first - 1, last + 2, dtype=np.uint32) << shift
     start, end = bucket.view(np.float32), (bucket | (2**shift - 1)).view(np.float32)
-    rank = np.searchsorted(middle, start)
-    assert np.all(np.searchsorted(middle, end, side="right") - rank <= 1)
-    threshold = np.append(middle, np.float32(np.inf))[rank]
-    return Nearest(shift, first, rank.astype(np.int32), threshold)
+    rank = np.searchsorted(border, start)
+    inside = np.searchsorted(border, end, side="right") - rank
+    assert np.all(inside <= 1) and inside[0] == inside[-1] == 0
+    border = np.append(border, np.float32(0))[rank].view(np.uint32) & (2**shift - 1)
+    border = np.where(inside == 1, border, 2**shift)  # or none that trailing bits can reach
+    return Nearest(shift, first - 1, ((rank + 1 << (shift + 1)) - 1 - border).astype(np.int32))

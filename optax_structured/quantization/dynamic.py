@@ -75,7 +75,10 @@ class Dynamic(Codec):
         """The codes of an array of this shape, from its blocks as `in_blocks` gives them."""
         blocks = blocks.astype(jnp.float32)
         # Infinity counts as the largest number: 0 times it would spoil the block.
-        absmax = jnp.minimum(jnp.max(jnp.abs(blocks), -1), np.finfo(np.float32).max)
+        absmax = jnp.max(blocks, -1)
+        if self.signed:
+            absmax = jnp.maximum(absmax, -jnp.min(blocks, -1))
+        absmax = jnp.clip(absmax, 0, np.finfo(np.float32).max)
         codes = self._nearest(blocks / jnp.where(absmax == 0, 1, absmax)[..., None], blocks)
         return DynamicCode(pack(codes) if self.bits == 4 else out_of_blocks(codes, shape), absmax)
 
@@ -88,22 +91,20 @@ class Dynamic(Codec):
 
     def _nearest(self, ratio: jax.Array, x: jax.Array) -> jax.Array:
         """The codes of entries, from their ratio to the largest of their block."""
-        shift, first, ranks, thresholds = nearest(self.bits, self.signed, self.settling)
-        size = jnp.abs(ratio)
-        bucket = (jax.lax.bitcast_convert_type(size, jnp.int32) >> shift) - first
-        bucket = jnp.clip(bucket, 0, len(ranks) - 1)
-        threshold = lookup(thresholds, bucket)
-        negative = x < 0
-        # The lower code of two is the one of smaller magnitude above zero, of larger below.
-        above = jnp.where(negative, size >= threshold, size > threshold)
-        rank = lookup(ranks, bucket) + above
-        if self.signed:
-            zero = 2 ** (self.bits - 1) - 1
+        keep_positive = not self.signed and not self.published
+        shift, first, table = nearest(self.bits, self.signed, self.settling, keep_positive)
+        size = jax.lax.bitcast_convert_type(jnp.abs(ratio), jnp.int32)
+        bucket = jnp.clip((size >> shift) - first, 0, len(table) - 1)
+        entry, trailing = lookup(table, bucket), size & (2**shift - 1)
+        if not self.signed:
+            code = jnp.where(x > 0, (entry + trailing) >> (shift + 1), 0)
+        else:
+            # The lower code of two is the one of smaller magnitude above zero, of larger below.
+            rank = (entry + trailing + (x < 0)) >> (shift + 1)
+            negative = x < 0
             if self.published:
                 negative = jnp.signbit(x)  # the kernels look at the bit: -0.0 too
                 rank = jnp.where(negative, jnp.maximum(rank, 1), rank)
+            zero = 2 ** (self.bits - 1) - 1
             code = jnp.where(negative, jnp.maximum(zero - rank, 0), zero + rank)
-        else:
-            code = rank if self.published else jnp.where(x > 0, jnp.maximum(rank, 1), rank)
-            code = jnp.where(negative, 0, code)
         return code.astype(jnp.uint8)

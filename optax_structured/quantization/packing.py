@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 def pack(codes: jax.Array) -> jax.Array:
     """(..., n / 2) bytes of (..., n) codes below 16: the first half of them in the low bits."""
-    half = codes.shape[-1] // 2
-    return codes[..., :half] | (codes[..., half:] << 4)
+    low, high = jnp.split(codes, 2, -1)
+    return low | (high << 4)
 
 
 def unpack(packed: jax.Array) -> jax.Array:
