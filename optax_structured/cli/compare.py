@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from optax_structured.cli import common, options
+from optax_structured.training.folder import CONFIG
 from optax_structured.training.images import recipes_table
 from optax_structured.training.images import session as images
 from optax_structured.training.lm import recipes as lm_recipes
@@ -81,6 +82,8 @@ def compare(
     """Train several recipes from the same seeds on the same data; a table of how they end."""
     with common.sentences() as console:
         common.check_one_folder(resume, out)
+        if resume:
+            task = _stored_task(resume, task)
         job, given = options.job_of(context, task)
         default = _IMAGE_RECIPES if job is images else _LM_RECIPES
         names = common.names(default if recipes is None else recipes)
@@ -94,6 +97,16 @@ def compare(
             table = plan.run(folder, console, resume=bool(resume))
         console.print(f"\n{table}", markup=False, soft_wrap=True)
         console.print(escape(f"Written to {folder}"))
+
+
+def _stored_task(folder: pathlib.Path, task: str | None) -> str | None:
+    """The task of all runs in a folder; raises as `options.stored_task`."""
+    runs = sorted(config.parent for config in folder.glob(f"*/{CONFIG}"))
+    if not runs:
+        raise FileNotFoundError(f"{folder} holds no runs to continue: begin with --out {folder}")
+    for run in runs:
+        task = options.stored_task(run, task)
+    return task
 
 
 class _Comparison(NamedTuple):

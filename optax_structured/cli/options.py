@@ -9,6 +9,7 @@ import typer
 from optax_structured.cli import common
 from optax_structured.cli.common import one_of, option
 from optax_structured.training import state_bits
+from optax_structured.training.folder import stored_fields
 from optax_structured.training.images import data, models, recipes_table
 from optax_structured.training.images import session as images
 from optax_structured.training.lm import recipes, text
@@ -75,6 +76,18 @@ Out = Annotated[pathlib.Path | None, option("Run folder; default runs/ and the n
 
 # Not of the run itself.
 _CONTROL = {"task", "out", "resume", "stop_after", "recipes", "seeds", "settings"}
+
+
+def stored_task(run: pathlib.Path, asked: str | None) -> str:
+    """The task of a run folder.
+
+    Raises:
+      ValueError: another one was asked for.
+    """
+    task: str = stored_fields(run).get("task", "images")
+    if asked not in (None, task):
+        raise ValueError(f"{run} holds a run of the task {task}, not {asked}")
+    return task
 
 
 def job_of(context: typer.Context, task: str | None) -> tuple[ModuleType, dict[str, Any]]:

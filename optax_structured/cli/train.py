@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from optax_structured.cli import common, options
 from optax_structured.cli.common import one_of, option
-from optax_structured.training.folder import check_empty, stored_fields
+from optax_structured.training.folder import check_empty
 from optax_structured.training.images import recipes_table
 from optax_structured.training.lm import recipes as lm_recipes
 
@@ -73,10 +73,7 @@ def train(
     with common.sentences() as console:
         common.check_one_folder(resume, out)
         if resume:
-            stored_task = stored_fields(resume).get("task", "images")
-            if task not in (None, stored_task):
-                raise ValueError(f"{resume} holds a run of the task {stored_task}, not {task}")
-            task = stored_task
+            task = options.stored_task(resume, task)
         job, given = options.job_of(context, task)
         experiment = job.stored(resume, given) if resume else job.new(given)
         folder = resume or out or pathlib.Path("runs") / job.default_name(experiment)

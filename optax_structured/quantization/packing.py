@@ -12,4 +12,5 @@ def pack(codes: jax.Array) -> jax.Array:
 
 def unpack(packed: jax.Array) -> jax.Array:
     """(..., n) codes of (..., n / 2) bytes."""
-    return jnp.concatenate([packed & 15, packed >> 4], -1)
+    halves = (packed[..., None, :] >> jnp.array([[0], [4]], packed.dtype)) & 15
+    return halves.reshape(*packed.shape[:-1], -1)

@@ -111,6 +111,7 @@ def test_compare_sweeps_and_continues(tmp_path, text):
         (["train", *LM, "--sequence", "1000000"], "longer than the .* bytes of the training text"),
         (["train", *LM, "--rank", "0"], "rank must be a whole number of at least 1, got 0"),
         (["train", *LM, "--resume", "none"], "none is not a run folder"),
+        (["compare", *LM, "--resume", "none"], "none holds no runs to continue: begin with --out"),
         (["compare", *LM, "--recipes", "galore,lion"], "unknown recipe 'lion'"),
         (["train", *LM, "--state-bits", "16"], "state_bits must be one of 32, 8, 4, got 16"),
         (["compare", *LM, "--recipes", "adamw:x"], "after the colon come the bits of the state"),
@@ -145,3 +146,7 @@ def test_a_run_is_resumed_with_its_own_task_and_text(tmp_path, text):
     ):
         code, said = invoke("train", "--resume", run, *more)
         assert code == 2 and re.search(sentence, said), said
+    code, said = invoke("compare", "--resume", tmp_path, "--task", "images")
+    assert code == 2 and "holds a run of the task lm, not images" in said
+    code, said = invoke("compare", "--resume", tmp_path, "--strength", "1")  # it knows the task
+    assert code == 2 and "--strength has no meaning for the task lm" in said
