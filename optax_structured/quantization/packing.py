@@ -13,4 +13,4 @@ def pack(codes: jax.Array) -> jax.Array:
 def unpack(packed: jax.Array) -> jax.Array:
     """(..., n) codes of (..., n / 2) bytes."""
     halves = (packed[..., None, :] >> jnp.array([[0], [4]], packed.dtype)) & 15
-    return halves.reshape(*packed.shape[:-1], -1)
+    return halves.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
