@@ -198,6 +198,17 @@ def test_arrays_in_codes_have_the_bytes_of_the_report(codec, width):
     assert report.leaves[0].state_bytes == expected
 
 
+@every_codec
+def test_a_60m_tree_in_codes_has_the_bytes_of_the_formula(codec, width):
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape), llama("60m", stacked=True))
+    entries = [x.size for x in jax.tree.leaves(params)]
+    assert sum(entries) == PARAMETERS["60m"][0]
+    adam = oxs.quantized(optax.adam(1e-3), codec)
+    held = sum(x.nbytes for x in jax.tree.leaves(jax.jit(adam.init)(params)))
+    assert held == oxs.state_bytes(adam, params)
+    assert held == sum(2 * (width if n >= 4096 else 4) * n for n in entries) + 4  # and a counter
+
+
 def is_basis(node):
     return isinstance(node, AffineCode)
 
