@@ -145,9 +145,18 @@ CASES = (
     ),
 )
 
+# Second lines of a recipe. They take as long again as the others: `pytest -m slow` runs them.
+VARIANTS = frozenset(
+    """ramda_without_regularizer ramda_inexact ramda_nuclear_inexact ramda_keep_point rmda_nuclear
+    prox_adam_amsgrad galore_as_published galore_lazy_rotate galore_staggered_lion galore_tucker
+    q_galore_lazy adamw_4bit lion_8bit galore_4bit fira_8bit grad_norm_lorp_8bit""".split()
+)
+
 
 def _every(cases: Iterable[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", list(cases), ids=lambda case: case.name)
+    marks = dict.fromkeys(VARIANTS, pytest.mark.slow)
+    lines = [pytest.param(c, id=c.name, marks=marks.get(c.name, ())) for c in cases]
+    return pytest.mark.parametrize("case", lines)
 
 
 every_case = _every(CASES)
