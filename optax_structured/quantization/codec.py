@@ -1,27 +1,24 @@
 """What all codecs do."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class DynamicCode(NamedTuple):
     """An array in the codes of `Dynamic`."""
 
-    codes: (
-        jax.Array
-    )  # uint8, of the shape of the array; two in a byte at 4 bits, (*lead, blocks, block / 2)
+    codes: jax.Array  # uint8, of the shape of the array; at 4 bits (*lead, blocks, block / 2)
     absmax: jax.Array  # (*lead, blocks) float32: the largest magnitude in each block
 
 
 class AffineCode(NamedTuple):
     """An array in the codes of `Affine`."""
 
-    codes: (
-        jax.Array
-    )  # uint8, of the shape of the array; two in a byte at 4 bits, (*lead, blocks, block / 2)
+    codes: jax.Array  # uint8, of the shape of the array; at 4 bits (*lead, blocks, block / 2)
     scale: jax.Array  # (*lead, groups) float32 or wider: the step between two codes
     zero: jax.Array  # (*lead, groups) uint8: the code of 0
 
@@ -52,3 +49,10 @@ class Codec(abc.ABC):
 def is_encoded(x: Any) -> bool:
     """Whether a node of a state is an array in codes."""
     return isinstance(x, DynamicCode | AffineCode)
+
+
+def is_mapped(x: Any) -> bool:
+    """Whether a node is a `DynamicCode` of which Flax's `nnx.jit` has made a mapping."""
+    if not isinstance(x, Mapping) or set(x) != set(DynamicCode._fields):
+        return False
+    return getattr(x["codes"], "dtype", None) == jnp.uint8

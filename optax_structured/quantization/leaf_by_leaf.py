@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.quantization.blocks import in_blocks, out_of_blocks
-from optax_structured.quantization.codec import is_encoded
+from optax_structured.quantization.codec import DynamicCode, is_encoded, is_mapped
 from optax_structured.quantization.dynamic import Dynamic
 from optax_structured.quantization.in_turn import InTurn
 from optax_structured.quantization.settled import settled, zero_after
@@ -29,7 +29,8 @@ class Plan:
     def stored(self, state: Any) -> tuple[list[Any], Any]:
         """What there is of each array in a state, and the structure of a decoded one."""
         structure: Any
-        nodes, structure = jax.tree.flatten(state, is_leaf=is_encoded)
+        nodes, structure = jax.tree.flatten(state, lambda x: is_encoded(x) or is_mapped(x))
+        nodes = [DynamicCode(**x) if is_mapped(x) else x for x in nodes]
         found: list[Any] = []
         for i, node in enumerate(nodes):
             if not is_encoded(node) or self.codecs[len(found)] is not None:
