@@ -41,9 +41,9 @@ class Affine(Codec):
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
       >>> codec = oxs.Affine(bits=4, group=4)
-      >>> encoded = codec.encode(jnp.array([-1.0, 0.0, 0.7, 2.0]))
-      >>> print(codec.decode(encoded, (4,)).round(2), encoded.codes.nbytes)
-      [-1.   0.   0.6  2. ] 2
+      >>> encoded = codec.encode(jnp.array([-1.5, 0.0, 0.7, 6.0]))
+      >>> print(codec.decode(encoded, (4,)), encoded.codes.nbytes)
+      [-1.5  0.   0.5  6. ] 2
 
     Reference: Zhang et al., `Q-GaLore <https://arxiv.org/abs/2407.08296>`_, 2024.
     """

@@ -157,7 +157,11 @@ def _one_by_one(f: Callable[[jax.Array], Any], x: jax.Array) -> Any:
 
     There jaxlib deals a batch out to the threads that run the program, and one of these threads
     waits for it. When each waits for a batch of its own, none is left to work: the program hangs.
+    With several CPU devices there are more threads, and a batch may be sharded over the devices,
+    which a loop over it would gather.
     """
+    if jax.local_device_count("cpu") > 1:
+        return f(x)
     single = jax.custom_jvp(jax.custom_batching.sequential_vmap(f))
     single.defjvp(functools.partial(jax.jvp, f))
     for _ in x.shape[:-2]:

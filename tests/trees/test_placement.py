@@ -13,10 +13,17 @@ from optax_structured.trees.placement import by_matrix
 LAPACK = re.compile(r"@lapack_\w+\(.*: \(tensor<((?:\d+x)*)f\d+>")
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """With the eight of the other tests, batches stay whole."""
+    monkeypatch.setattr(jax, "local_device_count", lambda backend: 1)
+
+
 def gradient(f):
     return jax.grad(lambda x: jnp.sum(jnp.sin(f(x))))
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4), (2, 3, 5, 4), (0, 5, 4)], ids=str)
 def test_by_matrix_is_the_function_on_the_batch(shape):
     x = jax.random.normal(jax.random.key(0), shape)
@@ -48,6 +55,7 @@ PROJECTORS = [
 ]
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("ensemble", [False, True], ids=["alone", "vmap"])
 @pytest.mark.parametrize("projector", PROJECTORS, ids=str)
 def test_refits_hand_matrices_to_lapack_one_by_one(projector, ensemble):
@@ -62,6 +70,7 @@ def test_refits_hand_matrices_to_lapack_one_by_one(projector, ensemble):
     assert calls and all(len(shape) == 2 for shape in calls), calls
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("method", ["value", "support", "prox"])
 def test_nuclear_norms_do_as_well(method):
     spec = oxs.NuclearNorm(axes=oxs.Axes(rows=-2, cols=-1))
