@@ -145,17 +145,15 @@ CASES = (
     ),
 )
 
-# Second lines of a recipe. They take as long again as the others: `pytest -m slow` runs them.
-VARIANTS = frozenset(
-    """ramda_without_regularizer ramda_inexact ramda_nuclear_inexact ramda_keep_point rmda_nuclear
-    prox_adam_amsgrad galore_as_published galore_lazy_rotate galore_staggered_lion galore_tucker
-    q_galore_lazy adamw_4bit lion_8bit galore_4bit fira_8bit grad_norm_lorp_8bit""".split()
+# A line of each kind. The others take three times as long again: `pytest -m slow` runs them.
+IN_EVERY_RUN = frozenset(
+    "ramda rmda prox_adam galore fira dct_adamw q_galore_lazy_on_grid adamw_8bit".split()
 )
 
 
 def _every(cases: Iterable[Case]) -> pytest.MarkDecorator:
-    marks = dict.fromkeys(VARIANTS, pytest.mark.slow)
-    lines = [pytest.param(c, id=c.name, marks=marks.get(c.name, ())) for c in cases]
+    marks = {c.name: () if c.name in IN_EVERY_RUN else pytest.mark.slow for c in CASES}
+    lines = [pytest.param(c, id=c.name, marks=marks[c.name]) for c in cases]
     return pytest.mark.parametrize("case", lines)
 
 

@@ -12,7 +12,7 @@ import optax_structured
 ROOT = pathlib.Path(optax_structured.__file__).parent
 
 FLOORS = [
-    {"branch", "checks", "trees"},
+    {"branch", "checks", "trees", "turns"},
     {"regularizers", "low_rank.frames"},
     {"low_rank.projectors"},
     {"clock"},  # the first that may import optax: all below is numerics

@@ -29,6 +29,7 @@ FSDP = {"kernel": P(None, "d"), "stack": P(None, "d", None), "norm": P("d")}
 LAYERS = {**FSDP, "stack": P("d", None, None)}
 LOW_RANK = oxs.rules(("norm", None), default=oxs.LowRank(8, period=2))
 
+SLOW = pytest.mark.slow
 KINDS = pytest.mark.parametrize(
     "kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"]
 )
@@ -71,7 +72,10 @@ def assert_placed(tree, shardings):
 
 @KINDS
 @SPECS
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "galore", "fira", "apollo"])
+@pytest.mark.parametrize(
+    "name",
+    ["galore", *(pytest.param(x, marks=SLOW) for x in ("adamw", "adafactor", "fira", "apollo"))],
+)
 def test_one_compilation_and_the_same_numbers(name, specs, kind):
     """With the shardings given at init and step, nothing moves and nothing compiles twice."""
     tx = TRANSFORMATIONS[name]()
@@ -263,7 +267,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("layout", ["stacked", "layers"])
 @pytest.mark.parametrize("devices", [8, 256])
 def test_seven_billion_parameters_compile_from_shapes(devices, layout):

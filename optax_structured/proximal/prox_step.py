@@ -13,6 +13,7 @@ from optax_structured.proximal.subproblem import Subproblem
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.trees import Rules, as_rules, resolve
 from optax_structured.trees.precision import at_least_float32
+from optax_structured.turns import zero_after
 
 
 class ProxStepState(NamedTuple):
@@ -109,7 +110,10 @@ def prox_step(
         gamma = None if weight is None else now(weight, state.clock)
         scale = 0.0 if strength is None else now(strength, state.clock)
 
+        turn = jnp.zeros(())  # stays 0
+
         def step(u: Any, p: jax.Array, spec: Regularizer | None) -> jax.Array:
+            nonlocal turn
             sub = u if isinstance(u, Subproblem) else None
             _check_weight(sub, gamma, spec)
             if sub is None:
@@ -119,9 +123,10 @@ def prox_step(
             if spec is None:
                 point = sub.centre - sub.linear / sub.metric
             else:
-                tau = (sub.weight * scale).astype(sub.linear.dtype)
-                metric = _kept_metric(sub, spec)
+                tau = (sub.weight * scale + turn).astype(sub.linear.dtype)
+                metric = _kept_metric(sub, spec, turn)
                 point = solver.solve(spec, sub.linear, metric, sub.centre, tau, p)
+                turn = zero_after(point, turn)
             return (point - p.astype(point.dtype)).astype(sub.dtype)
 
         structure: Any = jax.tree.structure(updates)
@@ -159,17 +164,18 @@ def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None)
         )
 
 
-def _kept_metric(sub: Subproblem, spec: Regularizer) -> jax.Array:
+def _kept_metric(sub: Subproblem, spec: Regularizer, turn: jax.Array) -> jax.Array:
     """The metric, so written that XLA computes it once for all of a solver's readings of it.
 
     XLA repeats cheap arithmetic, such as our cube root, in each kernel that needs the result, but
-    never a division by an unknown; the metric of `adam_preconditioner` ends in one already.
-    Penalties on single entries are one kernel, which is better off without.
+    never a division by an unknown. Penalties on single entries are one kernel, which is better off
+    without. It waits for `turn`, a 0: what one leaf needs is gone before the next one begins.
     """
     ndim = sub.metric.ndim
-    if sub.share is None or ndim == 0 or not spec.coupled_axes(ndim):
+    if ndim == 0 or not spec.coupled_axes(ndim):
         return sub.metric
-    unit = jnp.where(sub.weight > 0, sub.weight, 1.0).astype(sub.metric.dtype)
+    unit = jnp.ones(()) if sub.share is None else jnp.where(sub.weight > 0, sub.weight, 1.0)
+    unit = (unit + turn).astype(sub.metric.dtype)
     return (sub.metric * unit) / unit
 
 

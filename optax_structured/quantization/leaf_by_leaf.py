@@ -13,8 +13,9 @@ from optax_structured.quantization.blocks import in_blocks, out_of_blocks
 from optax_structured.quantization.codec import DynamicCode, is_encoded, is_mapped
 from optax_structured.quantization.dynamic import Dynamic
 from optax_structured.quantization.in_turn import InTurn
-from optax_structured.quantization.settled import settled, zero_after
+from optax_structured.quantization.settled import settled
 from optax_structured.trees.precision import wide_dtype
+from optax_structured.turns import zero_after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +114,10 @@ def leaf_by_leaf(
         made[k] = values[0] if block is None else out_of_blocks(values[0], shape)
         encode = functools.partial(plan.encode, mine, in_blocks=block is not None)
         coded = settled(encode, values[1:], [stored[i] for i in mine])
-        turn = zero_after(coded, turn)
         for i, x in zip(mine, coded, strict=True):
             made[count + i] = x
+            if is_encoded(x):
+                turn = zero_after(x.codes, turn)
     rest = [count + i for i, owner in enumerate(plan.owners) if owner not in plan.paths]
     shared = plan.encode([i - count for i in rest], program.run(rest))
     for i, x in zip(rest, shared, strict=True):

@@ -33,18 +33,3 @@ def settled(encode: Callable[[Any], Any], fresh: Any, old: Any) -> Any:
     return jax.lax.platform_dependent(
         fresh, old, scales[0], cpu=unit, default=lambda fresh, *_: encode(fresh)
     )
-
-
-def zero_after(encoded: Any, otherwise: jax.Array) -> jax.Array:
-    """0, known when these codes are, so that what it is added to waits for them."""
-    codes = [x.codes for x in jax.tree.leaves(encoded, is_leaf=is_encoded) if is_encoded(x)]
-    codes = [x for x in codes if x.size]
-    if not codes or on_explicit_mesh(*codes):
-        return otherwise
-
-    def wait(code: jax.Array, otherwise: jax.Array) -> jax.Array:
-        return (code.reshape(-1)[0].astype(jnp.int32) > 255).astype(otherwise.dtype)  # never true
-
-    return jax.lax.platform_dependent(
-        codes[0], otherwise, cpu=wait, default=lambda _, otherwise: otherwise
-    )

@@ -129,8 +129,8 @@ def test_blocks_over_several_devices_are_an_error_that_says_what_to_do(shape, sp
     [
         (4, 1, AxisType.Explicit),
         (8, 1, AxisType.Explicit),
-        (2, 1, AxisType.Explicit),
-        (4, 2, AxisType.Auto),
+        pytest.param(2, 1, AxisType.Explicit, marks=pytest.mark.slow),
+        pytest.param(4, 2, AxisType.Auto, marks=pytest.mark.slow),
         (1, 1, None),
     ],
     ids=str,

@@ -53,7 +53,13 @@ def test_resuming_continues_bit_for_bit(recipe, model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "recipe, bits", [("adamw", 8), ("prox_sgd", 8), ("prox_adam", 4), ("prox_ssi", 8)]
+    "recipe, bits",
+    [
+        ("prox_sgd", 8),
+        pytest.param("adamw", 8, marks=pytest.mark.slow),
+        pytest.param("prox_adam", 4, marks=pytest.mark.slow),
+        pytest.param("prox_ssi", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_resuming_continues_codes_bit_for_bit(recipe, bits, tmp_path):
     options = {"state_bits": bits, "epochs": 2, "stages": 1}

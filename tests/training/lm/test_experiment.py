@@ -64,7 +64,16 @@ def test_the_rate_warms_up_over_a_tenth_and_ends_at_a_tenth():
     np.testing.assert_allclose(rates, [0.1, 1.0, 1.0, 0.55, 0.1], atol=reordered("float32"))
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+IN_EVERY_RUN = ("adamw", "galore", "q_galore")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow)
+        for name in recipes.RECIPES
+    ],
+)
 def test_every_recipe_trains(name):
     one = experiment(name).variant(learning_rate=1e-2)
     state, losses = one.steps(one.init(), 0, 10)

@@ -20,7 +20,13 @@ def numbers(rows):
     ]
 
 
-@pytest.mark.parametrize("recipe", ["adamw", "galore", "fira", "ldadam"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["galore", *(pytest.param(name, marks=SLOW) for name in ("adamw", "fira", "ldadam"))],
+)
 def test_resuming_continues_bit_for_bit_around_a_refresh(recipe, tmp_path):
     """Bases are fitted anew at steps 5 and 10; runs stop right before, at and after the first."""
     whole = loop.train(experiment(recipe), tmp_path / "whole")
@@ -35,7 +41,14 @@ def test_resuming_continues_bit_for_bit_around_a_refresh(recipe, tmp_path):
         assert parts.leaves == whole.leaves
 
 
-@pytest.mark.parametrize("recipe, bits", [("adamw", 8), ("galore", 4), ("q_galore", 8)])
+@pytest.mark.parametrize(
+    "recipe, bits",
+    [
+        ("galore", 4),
+        pytest.param("adamw", 8, marks=SLOW),
+        pytest.param("q_galore", 8, marks=SLOW),
+    ],
+)
 def test_resuming_continues_codes_bit_for_bit(recipe, bits, tmp_path):
     """64 wide, so that embedding, head and, of adamw, the matrices have 4096 entries and more."""
     wide = {"width": 64, "state_bits": bits}

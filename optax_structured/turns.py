@@ -1,0 +1,31 @@
+"""Leaf after leaf, where the compiler would begin all of them at once."""
+
+import jax
+import jax.numpy as jnp
+
+from optax_structured.trees.placement import on_explicit_mesh
+
+
+def zero_after(made: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """0, known when an array is, so that what it is added to waits for it.
+
+    XLA for CPUs runs independent operations in any order, each with memory of its own: the
+    temporaries of all leaves are then held at once. Accelerators, which run one operation after
+    the other, do without.
+
+    Args:
+      made: what is to come first; any floating-point or integer array.
+      otherwise: a scalar 0; given back where nothing need wait.
+    """
+    if not made.size or on_explicit_mesh(made):
+        return otherwise
+
+    def wait(made: jax.Array, otherwise: jax.Array) -> jax.Array:
+        first = made.reshape(-1)[0].astype(jnp.float32)
+        # Never true, which XLA does not know. The root is too dear to be repeated by each reader,
+        # so that `made` is read once, and not held.
+        return (jnp.sqrt(jnp.abs(first)) < -1).astype(otherwise.dtype)
+
+    return jax.lax.platform_dependent(
+        made, otherwise, cpu=wait, default=lambda _, otherwise: otherwise
+    )
