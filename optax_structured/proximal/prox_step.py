@@ -123,10 +123,12 @@ def prox_step(
             if spec is None:
                 point = sub.centre - sub.linear / sub.metric
             else:
-                tau = (sub.weight * scale + turn).astype(sub.linear.dtype)
-                metric = _kept_metric(sub, spec, turn)
+                tau, metric = (sub.weight * scale).astype(sub.linear.dtype), sub.metric
+                if coupled := spec.coupled_axes(sub.ndim):
+                    tau, metric = tau + turn.astype(tau.dtype), _kept_metric(sub, turn)
                 point = solver.solve(spec, sub.linear, metric, sub.centre, tau, p)
-                turn = zero_after(point, turn)
+                if coupled:
+                    turn = zero_after(point, turn)
             return (point - p.astype(point.dtype)).astype(sub.dtype)
 
         structure: Any = jax.tree.structure(updates)
@@ -164,16 +166,13 @@ def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None)
         )
 
 
-def _kept_metric(sub: Subproblem, spec: Regularizer, turn: jax.Array) -> jax.Array:
+def _kept_metric(sub: Subproblem, turn: jax.Array) -> jax.Array:
     """The metric, so written that XLA computes it once for all of a solver's readings of it.
 
     XLA repeats cheap arithmetic, such as our cube root, in each kernel that needs the result, but
     never a division by an unknown. Penalties on single entries are one kernel, which is better off
     without. It waits for `turn`, a 0: what one leaf needs is gone before the next one begins.
     """
-    ndim = sub.metric.ndim
-    if ndim == 0 or not spec.coupled_axes(ndim):
-        return sub.metric
     unit = jnp.ones(()) if sub.share is None else jnp.where(sub.weight > 0, sub.weight, 1.0)
     unit = (unit + turn).astype(sub.metric.dtype)
     return (sub.metric * unit) / unit

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from optax_structured.quantization.codec import is_encoded
 from optax_structured.trees.placement import on_explicit_mesh
@@ -27,7 +26,7 @@ def settled(encode: Callable[[Any], Any], fresh: Any, old: Any) -> Any:
         return encode(fresh)
 
     def unit(fresh: Any, old: Any, scale: jax.Array) -> Any:
-        always = ~(scale.reshape(-1)[0] < 0)  # no scale is negative, which XLA does not know
+        always = ~(scale[(0,) * scale.ndim] < 0)  # no scale is negative, which XLA does not know
         return jax.lax.cond(always, lambda fresh, _: encode(fresh), lambda _, old: old, fresh, old)
 
     return jax.lax.platform_dependent(
