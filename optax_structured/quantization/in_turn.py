@@ -1,6 +1,6 @@
 """Running a function output by output, its inputs made only when they are needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -47,42 +47,51 @@ class InTurn:
         self._evaluate(equations)
         return [v.val if isinstance(v, core.Literal) else self._values[v] for v in wanted]
 
+    def is_entrywise(self, outputs: Sequence[int], shape: Shape) -> bool:
+        """Whether outputs have this shape, and no entry of them depends on another one."""
+        wanted = [self._program.outvars[i] for i in outputs]
+        if any(isinstance(v, core.Literal) or v.aval.shape != shape for v in wanted):
+            return False
+        return is_entrywise(self._slice(wanted)[0], shape)
+
     def run_in_blocks(
         self, outputs: Sequence[int], shape: Shape, in_blocks: InBlocks
-    ) -> list[Any] | None:
-        """The values of outputs of one shape, in blocks; None if entries depend on each other.
+    ) -> Iterator[jax.Array]:
+        """The values, in blocks, of outputs that are entrywise: one after the other.
 
-        XLA makes better loops of arrays in blocks: their scales stay in place while a block lasts.
+        What several of them compute is computed once, but each makes its own inputs. XLA makes
+        better loops of arrays in blocks: their scales stay in place while a block lasts.
         """
-        wanted = [self._program.outvars[i] for i in outputs]
-        equations, inputs = self._slice(wanted)
-        if not is_entrywise(equations, shape):
-            return None
-        if any(isinstance(v, core.Literal) or v.aval.shape != shape for v in wanted):
-            return None
-        for v in inputs:
-            if v.aval.shape == ():
-                self._values[v] = self._inputs[v](False)
-        of_scalars = [e for e in equations if all(v.aval.shape == () for v in e.outvars)]
-        self._evaluate(of_scalars)
-        values = {v: self._inputs[v](True) for v in inputs if v.aval.shape != ()}
-        done = {v for e in equations for v in e.outvars}
-        for v in (*wanted, *(v for e in equations for v in e.invars)):
-            if isinstance(v, core.Literal) or v in values or (v in done and v.aval.shape != ()):
-                continue
-            values[v] = self._values[v] if v.aval.shape == () else in_blocks(self._values[v])
-        model = next(x for x in values.values() if jnp.ndim(x))
-        evaluate([e for e in equations if e not in of_scalars], values, shape, model)
-        return [values[v] for v in wanted]
+        made: dict[Any, jax.Array] = {}
+        for wanted in (self._program.outvars[i] for i in outputs):
+            equations, inputs = self._slice([wanted], made)
+            for v in inputs:
+                if v.aval.shape == ():
+                    self._values[v] = self._inputs[v](False)
+            of_scalars = [e for e in equations if all(v.aval.shape == () for v in e.outvars)]
+            self._evaluate(of_scalars)
+            equations = [e for e in equations if e not in of_scalars]
+            values = made | {v: self._inputs[v](True) for v in inputs if v.aval.shape != ()}
+            new = {v for e in equations for v in e.outvars}
+            for v in (wanted, *(v for e in equations for v in e.invars)):
+                if isinstance(v, core.Literal) or v in values or v in new:
+                    continue
+                values[v] = self._values[v] if v.aval.shape == () else in_blocks(self._values[v])
+            model = next(x for x in values.values() if jnp.ndim(x))
+            evaluate(equations, values, shape, model)
+            made.update((v, values[v]) for v in new)
+            yield values[wanted]
 
-    def _slice(self, wanted: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def _slice(
+        self, wanted: Sequence[Any], known: Container[Any] = ()
+    ) -> tuple[list[Any], list[Any]]:
         """The equations that are still to run for some variables, and the inputs to make."""
         due: set[int] = set()
         inputs: dict[Any, None] = {}
         pending = [v for v in wanted if not isinstance(v, core.Literal)]
         while pending:
             variable = pending.pop()
-            if variable in self._values:
+            if variable in self._values or variable in known:
                 continue
             if variable in self._inputs:
                 inputs[variable] = None

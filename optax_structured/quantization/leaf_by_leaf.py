@@ -81,6 +81,8 @@ def leaf_by_leaf(
     program = InTurn(step, gradients, abstract)
     turn = jnp.zeros((), jnp.uint8)  # stays 0
     block: int | None = None
+    values: list[Any] = []  # of a leaf: its update and its state
+    read: set[int] = set()
 
     def gradient(k: int, blocked: bool) -> jax.Array:
         return blocks(gradients[k]) if blocked else gradients[k]
@@ -90,6 +92,10 @@ def leaf_by_leaf(
         return in_blocks(x, block)
 
     def decoded(i: int, blocked: bool) -> jax.Array:
+        nonlocal turn
+        if i in read:  # Lion reads its moment twice; to decode it anew is cheaper than to keep it
+            turn = zero_after(values[0], turn)
+        read.add(i)
         x = stored[i]
         if is_encoded(x):  # so that it is not decoded before its turn
             x = x._replace(codes=x.codes + turn)
@@ -108,8 +114,11 @@ def leaf_by_leaf(
         mine = [i for i, owner in enumerate(plan.owners) if owner == path]
         due, shape = [k, *(count + i for i in mine)], outputs[k].shape
         block = plan.block(mine, shape)
-        values = program.run_in_blocks(due, shape, blocks) if block else None
-        if values is None:
+        if block and program.is_entrywise(due, shape):
+            run = program.run_in_blocks(due, shape, blocks)
+            values = [next(run)]
+            values += run
+        else:
             block, values = None, program.run(due)
         made[k] = values[0] if block is None else out_of_blocks(values[0], shape)
         encode = functools.partial(plan.encode, mine, in_blocks=block is not None)
