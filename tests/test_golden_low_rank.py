@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tolerances import GOLDEN, GOLDEN_ADAFACTOR
+from tolerances import GOLDEN
 
 import optax_structured as oxs
 from optax_structured.low_rank.projectors import OneSided, TwoSided
@@ -132,13 +132,20 @@ def test_galore_with_injected_bases():
     assert replay(golden, tx) <= GOLDEN
 
 
+def decay_in_float64(step, power):
+    """Optax's own, from a float32 counter, is 1.6e-9 away from the published trajectory."""
+    return 1 - (step + 1.0) ** -power
+
+
 @pytest.mark.parametrize("case", ["fixedlr", "momentum", "relative"])
 def test_galore_adafactor(case):
     """Adafactor inside; what reads parameters, the relative step and the decay, outside."""
     golden = golden_files.load(f"galore-adafactor-{case}")
     h = golden.hyperparameters
     inner = [
-        optax.scale_by_factored_rms(decay_rate=-h["decay_rate"], min_dim_size_to_factor=1),
+        optax.scale_by_factored_rms(
+            decay_rate=-h["decay_rate"], min_dim_size_to_factor=1, decay_rate_fn=decay_in_float64
+        ),
         optax.clip_by_block_rms(h["clip_threshold"]),
     ]
     if h["beta1"] is not None:
@@ -152,7 +159,7 @@ def test_galore_adafactor(case):
         *([optax.scale_by_param_block_rms(h["eps"][1])] if h["scale_parameter"] else []),
         optax.scale_by_learning_rate(step),
     )
-    assert replay(golden, tx) <= GOLDEN_ADAFACTOR
+    assert replay(golden, tx) <= GOLDEN
 
 
 def test_galore_tucker():

@@ -12,8 +12,6 @@ REORDERED = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 4e-2, "float16": 4e-
 # The published data are float64: exact operators, and the authors' inexact solver.
 GOLDEN = 1e-9
 GOLDEN_INEXACT = 1e-6
-# Optax takes the decay of Adafactor's statistics from a float32 counter (seen: 1.6e-9).
-GOLDEN_ADAFACTOR = 3e-9
 
 # How far published runs with a known slip are from the right ones, at most.
 RELEASED_STOP = 0.3
