@@ -145,10 +145,8 @@ CASES = (
     ),
 )
 
-# A line of each kind. The others take three times as long again: `pytest -m slow` runs them.
-IN_EVERY_RUN = frozenset(
-    "ramda rmda prox_adam galore fira dct_adamw q_galore_lazy_on_grid adamw_8bit".split()
-)
+# A line of each kind. The others take five times as long again: `pytest -m slow` runs them.
+IN_EVERY_RUN = frozenset("ramda prox_adam galore fira q_galore_lazy_on_grid adamw_8bit".split())
 
 
 def _every(cases: Iterable[Case]) -> pytest.MarkDecorator:

@@ -30,7 +30,11 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize(
+    "page",
+    [PAGES[0], *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[1:])],
+    ids=name,
+)
 def test_python_blocks_run(page):
     text, namespace = page.read_text(), {"__name__": "__main__"}
     for block in BLOCK.finditer(text):
@@ -73,6 +77,7 @@ def test_stored_outputs_are_clean(path):
         assert not ABSOLUTE_PATH.search(text_of(output)), text_of(output)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # those of Jupyter are not ours
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_notebook_runs(path):

@@ -12,8 +12,8 @@ import optax_structured
 ROOT = pathlib.Path(optax_structured.__file__).parent
 
 FLOORS = [
-    {"branch", "checks", "trees", "turns"},
-    {"regularizers", "low_rank.frames"},
+    {"branch", "checks", "trees"},
+    {"regularizers", "low_rank.frames", "turns"},
     {"low_rank.projectors"},
     {"clock"},  # the first that may import optax: all below is numerics
     {"quantization", "transforms"},

@@ -257,7 +257,7 @@ def test_bytes_are_those_of_the_real_state(name, model):
     if name == "contrib_galore" and model in ("stacked", "equinox"):
         pytest.skip("it refuses None in the place of a leaf")
     tx, params = transformations()[name], small_models()[model]
-    real = jax.tree.leaves(tx.init(params))
+    real = jax.tree.leaves(jax.jit(tx.init)(params))
     report = oxs.memory_report(tx, params)
     assert oxs.state_bytes(tx, params) == report.state_bytes == sum(x.nbytes for x in real)
     assert report.state_numbers == sum(x.size for x in real)
