@@ -79,7 +79,7 @@ def text_line(row: Row, state_bytes: int) -> str:
 def layer_table(of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength: float) -> Table:
     """One line a leaf: how many entries, groups or singular values are left; plain leaves dim."""
     table = Table(title="Layers", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("parameter", no_wrap=True)
+    table.add_column("parameter", overflow="fold")
     for name in ("shape", "W left", "Ŵ left", "W zero", "Ŵ zero", "gradient"):
         table.add_column(name, justify="right", no_wrap=True)
     for w, point in zip(of_w, of_point, strict=True):
@@ -104,7 +104,7 @@ def state_table(memory: MemoryReport) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("parameter", no_wrap=True)
+    table.add_column("parameter", overflow="fold")
     for name in ("shape", "rank", "weights", "state", "in codes"):
         table.add_column(name, justify="right", no_wrap=True)
     for leaf in memory.leaves:

@@ -87,7 +87,7 @@ def _kinds(plan: Plan) -> Table:
     for old, new in zip(plan.before.leaves, plan.after.leaves, strict=True):
         kinds[re.sub(r"\d+", "*", new.path), new.shape, str(new.spec)].append((old, new))
     table = _table("Optimizer state by kind of leaf")
-    table.add_column("parameter", no_wrap=True)
+    table.add_column("parameter", overflow="fold")
     columns = ("leaves", "shape", "rank", "adamw", plan.recipe, "saved")
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
