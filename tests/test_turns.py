@@ -9,7 +9,6 @@ import pytest
 import optax_structured as oxs
 from optax_structured.turns import zero_after
 
-
 FLOATS = [0, 1, 200, -3.0, np.nan, np.inf, -np.inf]
 BYTES = [0, 1, 255]
 
