@@ -44,6 +44,8 @@ def refreshed(
         wide = at_least_float32(gradient)
         seed = seed_of(frame.name, count)
         fit = projector.refit(frame, basis, wide, memory.fitted, seed)
+        # A matrix alone is usable if it is here; but to choose also keeps the order in which bases
+        # are stored: without, XLA for CPUs transposes each of them twice at every step.
         fit = jax.tree.map(lambda new, old: matrix_where(usable, new, old), fit, basis)
         rule = spec.refresh.after(memory.rule, projector, frame, basis, fit, memory.fitted, usable)
         kept = transport.basis(projector, frame, basis, fit)

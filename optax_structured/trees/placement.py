@@ -162,11 +162,19 @@ def _one_by_one(f: Callable[[jax.Array], Any], x: jax.Array) -> Any:
     """
     if jax.local_device_count("cpu") > 1:
         return f(x)
-    single = jax.custom_jvp(jax.custom_batching.sequential_vmap(f))
-    single.defjvp(functools.partial(jax.jvp, f))
+    single = jax.custom_batching.custom_vmap(f)
+
+    @single.def_vmap
+    def batch(size: int, in_batched: Any, x: jax.Array) -> Any:
+        in_turn = functools.partial(jax.lax.map, single)
+        out = jax.lax.platform_dependent(x, cpu=in_turn, default=jax.vmap(f))
+        return out, jax.tree.map(lambda _: True, out)
+
+    mapped: Any = jax.custom_jvp(single)
+    mapped.defjvp(functools.partial(jax.jvp, f))
     for _ in x.shape[:-2]:
-        single = jax.vmap(single)
-    return jax.lax.platform_dependent(x, cpu=single, default=f)
+        mapped = jax.vmap(mapped)
+    return mapped(x)
 
 
 def _normal(spec: Any, ndim: int) -> Spec:
