@@ -36,7 +36,13 @@ def may_be_whole(case, leaf):
     return leaf.ndim < (2 if case.compressed else 1) or "lazy" in case.name or "tucker" in case.name
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(AxisType.Auto, id="auto", marks=pytest.mark.slow),
+        pytest.param(AxisType.Explicit, id="explicit"),
+    ],
+)
 @every_case
 def test_sharded_equals_unsharded(case, kind):
     if "nuclear" in case.name and kind == AxisType.Explicit:

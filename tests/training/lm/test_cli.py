@@ -45,6 +45,7 @@ def test_train_writes_a_run_folder_and_resumes(tmp_path, text):
     assert 4 * (3 * 4 * 16) <= int(state_bytes) < 2 * 1024
 
 
+@pytest.mark.slow
 def test_state_bits_are_said_and_stored(tmp_path, text):
     run = tmp_path / "run"
     sizes = [*TINY, "--width", "64", "--steps", "4", "--text", text]
