@@ -19,16 +19,6 @@ _MAPS, _ENOUGH = pathlib.Path("/proc/self/maps"), 25_000
 _tests_done = itertools.count()
 
 
-def pytest_configure(config):
-    """Most of the time of these tests is XLA's: what one of them compiled, and the last run, stays.
-
-    `pytest --cache-clear` begins anew.
-    """
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 @pytest.fixture(autouse=True)
 def forget_programs():
     """Thousands of tests in one process would run into that limit, and XLA into a segfault."""

@@ -145,8 +145,8 @@ CASES = (
     ),
 )
 
-# A line of each kind. The others take five times as long again: `pytest -m slow` runs them.
-IN_EVERY_RUN = frozenset("ramda prox_adam galore fira q_galore_lazy_on_grid adamw_8bit".split())
+# A line of each kind. The others take eight times as long again: `pytest -m slow` runs them.
+IN_EVERY_RUN = frozenset({"ramda", "prox_adam", "galore", "adamw_8bit"})
 
 
 def _every(cases: Iterable[Case]) -> pytest.MarkDecorator:

@@ -175,6 +175,7 @@ def test_real_states_in_codes_are_the_formulas_to_the_byte(name, codec, width):
         assert report.code_bytes == sum(leaf.code_bytes for leaf in report.leaves)
 
 
+@pytest.mark.slow
 @every_codec
 def test_arrays_in_codes_have_the_bytes_of_the_report(codec, width):
     """A block of 60M's width, for real: two bytes and eight a block, or one, an entry; INT4."""

@@ -55,7 +55,13 @@ def test_without_large_leaves_it_is_the_inner_optimizer_bit_for_bit(name):
 
 
 @every_inner
-@pytest.mark.parametrize("codec", [oxs.Dynamic(), oxs.Dynamic(4, block=128)], ids=["8", "4"])
+@pytest.mark.parametrize(
+    "codec",
+    [
+        pytest.param(oxs.Dynamic(), id="8"),
+        pytest.param(oxs.Dynamic(4, block=128), id="4", marks=pytest.mark.slow),
+    ],
+)
 def test_few_bits_follow_32_bits(name, codec):
     """The bound is a step or two of the four: entries near 0 may take either sign."""
     grads = [gradients(i) for i in range(4)]
