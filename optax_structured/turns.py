@@ -2,8 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-
-from optax_structured.trees.placement import on_explicit_mesh
+from jax.sharding import AxisType
 
 
 def zero_after(made: jax.Array, otherwise: jax.Array) -> jax.Array:
@@ -17,8 +16,9 @@ def zero_after(made: jax.Array, otherwise: jax.Array) -> jax.Array:
       made: what is to come first; any floating-point or integer array.
       otherwise: a scalar 0; given back where nothing need wait.
     """
-    if not made.size or on_explicit_mesh(made):
-        return otherwise
+    axes = jax.typeof(made).sharding.mesh.axis_types
+    if not made.size or any(axis != AxisType.Auto for axis in axes):
+        return otherwise  # where sharding is part of types, leaves of other types could not wait
 
     def wait(made: jax.Array, otherwise: jax.Array) -> jax.Array:
         first = made[(0,) * made.ndim].astype(jnp.float32)

@@ -15,7 +15,7 @@ from optax_structured.clock import (
     root_of_count,
     tick,
 )
-from optax_structured.proximal.subproblem import Subproblem
+from optax_structured.proximal.subproblem import Subproblem, itself
 from optax_structured.trees.precision import at_least_float32, scalar_dtype
 
 
@@ -87,8 +87,14 @@ def dual_averaging(learning_rate: ScalarOrSchedule) -> optax.GradientTransformat
         sums = jax.tree.map(
             lambda v, g: v + share.astype(v.dtype) * g.astype(v.dtype), state.gradient_sum, updates
         )
+
+        def terms(v: jax.Array, anchor: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return v, anchor
+
         subproblems = jax.tree.map(
-            lambda g, v, centre: Subproblem(v, root.astype(v.dtype), centre, alpha, g, share),
+            lambda g, v, anchor: Subproblem(
+                (v, anchor), terms, root.astype(v.dtype), itself, alpha, g, share
+            ),
             updates,
             sums,
             state.anchor,
@@ -175,11 +181,11 @@ def moving_average(
         def average(m: jax.Array, g: jax.Array) -> jax.Array:
             return keep.astype(m.dtype) * m + (1 - keep).astype(m.dtype) * g.astype(m.dtype)
 
+        def terms(m: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return step.astype(m.dtype) * m, shrink.astype(m.dtype) * p.astype(m.dtype)
+
         def pose(g: jax.Array, m: jax.Array, p: jax.Array) -> Subproblem:
-            centre = shrink.astype(m.dtype) * p.astype(m.dtype)
-            return Subproblem(
-                step.astype(m.dtype) * m, jnp.ones((), m.dtype), centre, gamma, g, None
-            )
+            return Subproblem((m, p), terms, jnp.ones((), m.dtype), itself, gamma, g, None)
 
         mean = jax.tree.map(average, state.mean, updates)
         subproblems = jax.tree.map(pose, updates, mean, params)

@@ -1,6 +1,7 @@
 """The middle proximal elements: a diagonal metric from the squares of raw gradients."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -77,11 +78,11 @@ def adaptive_preconditioner(
                 )
             return u + sub.share.astype(u.dtype) * jnp.square(sub.gradient.astype(u.dtype))
 
-        def precondition(sub: Subproblem, u: jax.Array) -> Subproblem:
-            return dataclasses.replace(sub, metric=cube_root(u) + jnp.asarray(floor, u.dtype))
+        def root(u: jax.Array) -> jax.Array:
+            return cube_root(u) + jnp.asarray(floor, u.dtype)
 
         square_sum = jax.tree.map(add_square, updates, state.square_sum)
-        preconditioned = jax.tree.map(precondition, updates, square_sum)
+        preconditioned = _with_metric(root, updates, square_sum)
         return preconditioned, AdaptivePreconditionerState(tick(state.clock), square_sum)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -164,21 +165,26 @@ def adam_preconditioner(
             square = jnp.square(sub.gradient.astype(v.dtype))
             return keep.astype(v.dtype) * v + (1 - keep).astype(v.dtype) * square
 
-        def precondition(sub: Subproblem, v: jax.Array) -> Subproblem:
+        def root(v: jax.Array) -> jax.Array:
             metric, offset = jnp.sqrt(v), jnp.asarray(floor, v.dtype)
             if not debias:
-                return dataclasses.replace(sub, metric=metric + offset)
-            # One division at the end: XLA does not repeat a division for each of several readers.
-            root = jnp.sqrt(total).astype(v.dtype)
-            return dataclasses.replace(sub, metric=(metric + offset * root) / root)
+                return metric + offset
+            unbias = jnp.sqrt(total).astype(v.dtype)
+            return (metric + offset * unbias) / unbias
 
         mean_square = jax.tree.map(average, updates, state.mean_square)
         largest = state.max_mean_square
         if amsgrad:
             largest = jax.tree.map(jnp.maximum, largest, mean_square)
-        preconditioned = jax.tree.map(precondition, updates, largest if amsgrad else mean_square)
+        preconditioned = _with_metric(root, updates, largest if amsgrad else mean_square)
         return preconditioned, AdamPreconditionerState(
             tick(state.clock), total, mean_square, largest
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _with_metric(root: Callable[[jax.Array], jax.Array], updates: Any, moments: Any) -> Any:
+    return jax.tree.map(
+        lambda sub, moment: dataclasses.replace(sub, moment=moment, root=root), updates, moments
+    )

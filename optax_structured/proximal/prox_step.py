@@ -8,12 +8,12 @@ import optax
 
 from optax_structured.checks import check_nonnegative, check_params
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.proximal.in_turn import Task, solve_in_turn
 from optax_structured.proximal.solvers import Exact, Solver
-from optax_structured.proximal.subproblem import Subproblem
+from optax_structured.proximal.subproblem import Subproblem, itself
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.trees import Rules, as_rules, resolve
 from optax_structured.trees.precision import at_least_float32
-from optax_structured.turns import zero_after
 
 
 class ProxStepState(NamedTuple):
@@ -107,34 +107,25 @@ def prox_step(
         updates: Any, state: ProxStepState, params: Any = None, **_: Any
     ) -> tuple[Any, ProxStepState]:
         check_params("prox_step", params)
-        gamma = None if weight is None else now(weight, state.clock)
-        scale = 0.0 if strength is None else now(strength, state.clock)
+        gamma = None if weight is None else jnp.asarray(now(weight, state.clock))
+        scale = jnp.asarray(0.0 if strength is None else now(strength, state.clock))
 
-        turn = jnp.zeros(())  # stays 0
-
-        def step(u: Any, p: jax.Array, spec: Regularizer | None) -> jax.Array:
-            nonlocal turn
+        def pose(u: Any, p: jax.Array, spec: Regularizer | None) -> Task | None:
             sub = u if isinstance(u, Subproblem) else None
             _check_weight(sub, gamma, spec)
-            if sub is None:
-                if spec is None:
-                    return u
+            if sub is None and spec is not None:
                 sub = _around_plain(u, p, gamma)
-            if spec is None:
-                point = sub.centre - sub.linear / sub.metric
-            else:
-                tau, metric = (sub.weight * scale).astype(sub.linear.dtype), sub.metric
-                if coupled := spec.coupled_axes(sub.ndim):
-                    tau, metric = tau + turn.astype(tau.dtype), _kept_metric(sub, turn)
-                point = solver.solve(spec, sub.linear, metric, sub.centre, tau, p)
-                if coupled:
-                    turn = zero_after(point, turn)
-            return (point - p.astype(point.dtype)).astype(sub.dtype)
+            return None if sub is None else Task(sub, spec, p)
 
         structure: Any = jax.tree.structure(updates)
-        current = structure.flatten_up_to(params)
-        rows = zip(jax.tree.leaves(updates), current, specs(params), strict=True)
-        updates = structure.unflatten([step(*row) for row in rows])
+        leaves, current = jax.tree.leaves(updates), structure.flatten_up_to(params)
+        tasks = [pose(*row) for row in zip(leaves, current, specs(params), strict=True)]
+        points = iter(solve_in_turn(solver, [task for task in tasks if task], scale))
+
+        def move(u: Any, p: jax.Array, task: Task | None) -> jax.Array:
+            return u if task is None else ((w := next(points)) - p.astype(w.dtype)).astype(u.dtype)
+
+        updates = structure.unflatten(map(move, leaves, current, tasks))
         return updates, ProxStepState(tick(state.clock))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -166,23 +157,15 @@ def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None)
         )
 
 
-def _kept_metric(sub: Subproblem, turn: jax.Array) -> jax.Array:
-    """The metric, so written that XLA computes it once for all of a solver's readings of it.
-
-    XLA repeats cheap arithmetic, such as our cube root, in each kernel that needs the result, but
-    never a division by an unknown. Penalties on single entries are one kernel, which is better off
-    without. It waits for `turn`, a 0: what one leaf needs is gone before the next one begins.
-    """
-    unit = jnp.ones(()) if sub.share is None else jnp.where(sub.weight > 0, sub.weight, 1.0)
-    unit = (unit + turn).astype(sub.metric.dtype)
-    return (sub.metric * unit) / unit
-
-
 def _around_plain(u: jax.Array, p: jax.Array, weight: Any) -> Subproblem:
     """The prox of W + u in the Euclidean metric, as a subproblem."""
+    one = jnp.ones((), at_least_float32(p).dtype)
+    return Subproblem((u, p), _no_linear_term, one, itself, jnp.asarray(weight), u, None)
+
+
+def _no_linear_term(u: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
     centre = at_least_float32(p) + u
-    one = jnp.ones((), centre.dtype)
-    return Subproblem(jnp.zeros_like(centre), one, centre, jnp.asarray(weight), u, None)
+    return jnp.zeros_like(centre), centre
 
 
 class PointState(NamedTuple):

@@ -1,6 +1,7 @@
 """The record that flows between the proximal elements of a chain, one per leaf."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -26,11 +27,15 @@ class Subproblem:
     An opaque leaf on purpose, not a pytree: it has the shape and dtype of the gradient it came
     from, so that mask functions work on it, and refuses arithmetic, so that a foreign
     transformation between two proximal elements fails while tracing instead of training wrongly.
+
+    It holds arrays that exist anyway and functions of them, the same for all leaves, so that
+    `prox_step` can choose where the terms are computed: leaves that are alike share one loop.
     """
 
-    linear: jax.Array  # V, like the leaf: the direction
-    metric: jax.Array  # P, a positive scalar or like the leaf
-    centre: jax.Array  # W0, like the leaf
+    parts: tuple[jax.Array, ...]  # what V and W0 are made of, each like the leaf
+    terms: Callable[..., tuple[jax.Array, jax.Array]]  # how: both of the parts, entry by entry
+    moment: jax.Array  # what the metric is made of: a positive scalar, or like the leaf
+    root: Callable[[jax.Array], jax.Array]  # how: P of the moment, entry by entry
     weight: jax.Array  # alpha, (): multiplies the strength of the regularizer
     gradient: jax.Array  # the raw gradient of this step, for the preconditioner
     share: jax.Array | None  # (): weight of this gradient in V, where V is a weighted sum
@@ -73,6 +78,11 @@ class Subproblem:
     __matmul__ = __rmatmul__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
     __hash__ = object.__hash__
+
+
+def itself(moment: jax.Array) -> jax.Array:
+    """The root of a moment that is the metric."""
+    return moment
 
 
 def subproblems_only(updates: Any, element: str, first: str) -> None:

@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 from recipes_table import assert_close, every_case, normal_tree, run, step_of
 from tolerances import reordered
 
-SHAPES = {"kernel": (8, 16), "stack": (4, 8, 6), "bias": (16,), "gain": ()}
+SHAPES = {"kernel": (8, 16), "twin": (8, 16), "stack": (4, 8, 6), "bias": (16,), "gain": ()}
 SPECS = {
     "kernel": P("data", "model"),
+    "twin": P("data", "model"),
     "stack": P("data", None, None),
     "bias": P("model"),
     "gain": P(),
@@ -94,5 +95,5 @@ def test_shard_map_over_independent_replicas(case):
 
 
 def test_specs_name_every_leaf():
-    assert optax.tree.size(normal_tree("params", SHAPES)) == 8 * 16 + 4 * 8 * 6 + 16 + 1
+    assert optax.tree.size(normal_tree("params", SHAPES)) == 2 * 8 * 16 + 4 * 8 * 6 + 16 + 1
     assert SPECS.keys() == SHAPES.keys()

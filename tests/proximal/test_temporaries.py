@@ -7,7 +7,7 @@ import pytest
 
 import optax_structured as oxs
 
-LEAVES, SHAPE = 6, (256, 256)
+LEAVES, SHAPE = 6, (1024, 1024)  # too large for a loop
 GROUPS = oxs.GroupLasso(group_axis=-2)
 
 
