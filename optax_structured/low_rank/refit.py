@@ -1,7 +1,9 @@
 """Fitting the basis of a leaf anew, when it is due and its gradient can be used."""
 
+import dataclasses
 import functools
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from optax_structured.branch import branch
 from optax_structured.low_rank import inner_state
 from optax_structured.low_rank.frames import matrix_where
 from optax_structured.low_rank.leaves import Projected
+from optax_structured.low_rank.transports import stores_matrix
 from optax_structured.trees import placement
 from optax_structured.trees.precision import at_least_float32
 
@@ -22,63 +25,96 @@ class RefreshState(NamedTuple):
     rule: Any  # memory of the refresh rule
 
 
-def refreshed(
+Held = tuple[Any, RefreshState, inner_state.Fields]  # basis as stored, memory, moments beside it
+
+
+class Refits:
+    """Fits leaf after leaf; what is the same for leaves that are alike is traced but once."""
+
+    def __init__(self, count: jax.Array) -> None:
+        self._count = count
+        self._traced: dict[Any, Callable[..., Held]] = {}
+
+    def __call__(self, p: Projected, held: Held, gradient: jax.Array, mask: Any) -> Held:
+        """What is stored of one leaf, fitted if it is due, and what depends on it."""
+        memory = held[1]
+        due = mask
+        if due is None:
+            due = p.spec.refresh.due(memory.rule, self._count, p.spec.period, p.share)
+        due = due | ~memory.fitted  # matrix by matrix: one waiting for its first fit moves no other
+        seed = seed_of(p.frame.name, self._count)
+        if _looks_at_no_name(p.spec):
+            p = dataclasses.replace(p, frame=dataclasses.replace(p.frame, name=""))
+        key = id(p.spec), p.frame
+        if key not in self._traced:
+            self._traced[key] = jax.jit(functools.partial(_refit, p))
+        return self._traced[key](due, held, gradient, self._count, seed)
+
+
+def _looks_at_no_name(spec: Any) -> bool:
+    """Whether one trace serves leaves of any name.
+
+    `RandomProjection` finds its basis by the name, and parts of a user's own may do as they like.
+    """
+    parts = spec.projector, spec.refresh, spec.transport
+    ours = all(type(part).__module__.startswith(f"{__package__}.") for part in parts)
+    return ours and stores_matrix(spec.projector)
+
+
+def _refit(
     p: Projected,
-    stored: Any,
-    memory: RefreshState,
-    fields: inner_state.Fields,
+    due: jax.Array,
+    held: Held,
     gradient: jax.Array,
     count: jax.Array,
-    mask: Any,
-) -> tuple[Any, RefreshState, inner_state.Fields]:
-    """The basis of one leaf as it is stored, fitted if it is due, and what depends on it."""
-    spec, frame = p.spec, p.frame
-    projector, transport = spec.projector, spec.transport
-    due = spec.refresh.due(memory.rule, count, spec.period, p.share) if mask is None else mask
-    due = due | ~memory.fitted  # matrix by matrix: one that waits for its first fit moves no other
+    seed: jax.Array,
+) -> Held:
+    """The fit of one leaf, if it is due and there is something to fit it to."""
 
-    def refit(
-        usable: Any, stored: Any, memory: RefreshState, fields: Any, gradient: Any, count: Any
-    ) -> Any:
-        basis = p.decoded(stored)
-        wide = at_least_float32(gradient)
-        seed = seed_of(frame.name, count)
-        fit = projector.refit(frame, basis, wide, memory.fitted, seed)
-        # A matrix alone is usable if it is here; but to choose also keeps the order in which bases
-        # are stored: without, XLA for CPUs transposes each of them twice at every step.
-        fit = jax.tree.map(lambda new, old: matrix_where(usable, new, old), fit, basis)
-        rule = spec.refresh.after(memory.rule, projector, frame, basis, fit, memory.fitted, usable)
-        kept = transport.basis(projector, frame, basis, fit)
-        again = usable & memory.fitted  # before the first fit there is nothing to turn to
-        new = jax.tree.map(lambda k, f: matrix_where(again, k, f), kept, fit)
-        if fields:
-            rotation = functools.cache(lambda: projector.overlap(frame, basis, new))
-            moved = {k: transport.moments(v, rotation, count) for k, v in fields.items()}
-            fields = jax.tree.map(
-                lambda m, v: placement.like(matrix_where(again, m, v), v), moved, fields
-            )
-        # A matrix that is not fitted keeps its codes: decoded and encoded again, they might differ.
-        stored = jax.tree.map(
-            lambda n, s: placement.like(matrix_where(usable, n, s), s), p.encoded(new), stored
-        )
-        return stored, RefreshState(memory.fitted | usable, rule), fields
+    def keep(held: Held, *_: Any) -> Held:
+        return held
 
-    def keep(
-        usable: Any, stored: Any, memory: RefreshState, fields: Any, gradient: Any, count: Any
-    ) -> Any:
-        del usable, gradient, count
-        return stored, memory, fields
-
-    def look(gradient: jax.Array, fitted: jax.Array) -> jax.Array:
+    def look(
+        held: Held, due: jax.Array, gradient: jax.Array, count: jax.Array, seed: jax.Array
+    ) -> Held:
         size = jnp.sum(jnp.abs(at_least_float32(gradient)), (-2, -1))
-        return jnp.isfinite(size) & (size > 0)
+        usable = due & jnp.isfinite(size) & (size > 0)
+        fit = functools.partial(_fit, p)
+        return branch(jnp.any(usable), fit, keep, held, usable, gradient, count, seed)
 
-    def look_away(gradient: jax.Array, fitted: jax.Array) -> jax.Array:
-        return jnp.zeros_like(fitted)
+    return branch(jnp.any(due), look, keep, held, due, gradient, count, seed)
 
-    usable = due & branch(jnp.any(due), look, look_away, gradient, memory.fitted)
-    operands = (usable, stored, memory, fields, gradient, count)
-    return branch(jnp.any(usable), refit, keep, *operands)
+
+def _fit(
+    p: Projected,
+    held: Held,
+    usable: jax.Array,
+    gradient: jax.Array,
+    count: jax.Array,
+    seed: jax.Array,
+) -> Held:
+    frame, projector, transport = p.frame, p.spec.projector, p.spec.transport
+    stored, memory, fields = held
+    basis = p.decoded(stored)
+    fit = projector.refit(frame, basis, at_least_float32(gradient), memory.fitted, seed)
+    # A matrix alone is usable if it is here; but to choose also keeps the order in which bases
+    # are stored: without, XLA for CPUs transposes each of them twice at every step.
+    fit = jax.tree.map(lambda new, old: matrix_where(usable, new, old), fit, basis)
+    rule = p.spec.refresh.after(memory.rule, projector, frame, basis, fit, memory.fitted, usable)
+    kept = transport.basis(projector, frame, basis, fit)
+    again = usable & memory.fitted  # before the first fit there is nothing to turn to
+    new = jax.tree.map(lambda k, f: matrix_where(again, k, f), kept, fit)
+    if fields:
+        rotation = functools.cache(lambda: projector.overlap(frame, basis, new))
+        moved = {k: transport.moments(v, rotation, count) for k, v in fields.items()}
+        fields = jax.tree.map(
+            lambda m, v: placement.like(matrix_where(again, m, v), v), moved, fields
+        )
+    # A matrix that is not fitted keeps its codes: decoded and encoded again, they might differ.
+    stored = jax.tree.map(
+        lambda n, s: placement.like(matrix_where(usable, n, s), s), p.encoded(new), stored
+    )
+    return stored, RefreshState(memory.fitted | usable, rule), fields
 
 
 def seed_of(name: str, count: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from optax_structured.low_rank import inner_state
 from optax_structured.low_rank.leaves import plan
 from optax_structured.low_rank.placing import Places
 from optax_structured.low_rank.projectors import SubspaceIteration
-from optax_structured.low_rank.refit import RefreshState, refreshed
+from optax_structured.low_rank.refit import Refits, RefreshState
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.spec import LowRank, completed
@@ -126,7 +126,7 @@ def low_rank_projection(
         a = scale(count) if callable(scale) else scale
         if not leaves:
             return updates, state._replace(count=optax.safe_increment(count))
-        masks = _masks(refresh, updates, leaves)
+        masks, refit = _masks(refresh, updates, leaves), Refits(count)
         bases, memory, moments = dict(state.bases), dict(state.refresh), state.inner
         steps: dict[str, Step] = {}
         low: dict[str, jax.Array] = {}
@@ -137,9 +137,8 @@ def low_rank_projection(
             spec, frame, places = p.spec, p.frame, Places(p.frame, leaf)
             matrix = frame.axes.to_matrix(spec.residual.absorb(state.residual[name], leaf))
             fields = inner_state.fields(moments, name) if spec.transport.moves_moments else {}
-            bases[name], memory[name], fields = refreshed(
-                p, bases[name], memory[name], fields, frame.turn(matrix), count, masks.get(name)
-            )
+            held = (bases[name], memory[name], fields)
+            bases[name], memory[name], fields = refit(p, held, frame.turn(matrix), masks.get(name))
             moments = inner_state.replace(moments, name, fields)
             at_hand = jax.tree.map(places.basis_at_hand, p.decoded(bases[name]))
             factors = spec.projector.factors(frame, at_hand)
