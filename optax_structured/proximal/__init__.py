@@ -6,6 +6,7 @@ from optax_structured.proximal.averaging import (
     dual_averaging,
     moving_average,
 )
+from optax_structured.proximal.fused import FusedExact
 from optax_structured.proximal.preconditioners import (
     AdamPreconditionerState,
     AdaptivePreconditionerState,
@@ -28,6 +29,7 @@ __all__ = [
     "AdaptivePreconditionerState",
     "DualAveragingState",
     "Exact",
+    "FusedExact",
     "MovingAverageState",
     "PointState",
     "ProxStepState",
