@@ -56,7 +56,7 @@ def _loops(tasks: list[Task]) -> list[list[int]]:
     growing: dict[object, list[int]] = {}
     for i, task in enumerate(tasks):
         sub, regularizer, warm = task
-        if not (_is_coupled(task) and (jax.device_count() == 1 or on_explicit_mesh(warm))):
+        if not (_is_coupled(task) and _may_share(warm, sub.parts[0])):
             loops.append([i])
             continue
         arrays = (*sub.parts, sub.moment, warm)
@@ -68,6 +68,15 @@ def _loops(tasks: list[Task]) -> list[list[int]]:
             loops.append(loop)
         loop.append(i)
     return loops
+
+
+def _may_share(warm: jax.Array, part: jax.Array) -> bool:
+    """Whether a loop is compiled once, and moves no leaf to where the others live.
+
+    Outside `jit` it would be compiled at every step; on automatic meshes types do not tell places.
+    """
+    placed = jax.device_count() == 1 or on_explicit_mesh(warm)
+    return placed and isinstance(part, jax.core.Tracer)
 
 
 def _solve_loop(

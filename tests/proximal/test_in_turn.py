@@ -160,6 +160,13 @@ def test_depth_does_not_add_solvers():
     assert few == many == [(8, 16)]
 
 
+def test_outside_jit_no_loop_is_compiled_anew_at_every_step():
+    optimizer = oxs.ramda(0.1, GROUPS, 0.1, solver=(solver := Counting()))
+    params = normal_tree("params", {"a": (8, 16), "b": (8, 16)})
+    optimizer.update(params, optimizer.init(params), params)
+    assert solver.seen == [(8, 16)] * 2
+
+
 def test_large_leaves_are_solved_where_they_are():
     large = (2, in_turn._LOOP_SIZE // 3)
     seen, _ = traced([large] * 3)
