@@ -77,18 +77,14 @@ def _fits(regularizer: Regularizer, *arrays: jax.Array) -> bool:
     if type(regularizer) is not GroupLasso or on_explicit_mesh(*arrays) or not v.size:
         return False
     inside = regularizer.coupled_axes(v.ndim)
-    whole = inside in (_last(inside, v.ndim), _first(inside))
-    tile = _TILE[0 if inside == _last(inside, v.ndim) else 1]
-    small = math.prod(v.shape[i] for i in inside) * tile <= _LARGEST
+    in_rows = _are_rows(inside, v.ndim)
+    whole = in_rows or inside == tuple(range(len(inside)))
+    small = math.prod(v.shape[i] for i in inside) * _TILE[0 if in_rows else 1] <= _LARGEST
     return whole and small and all(x.shape == v.shape and x.dtype == jnp.float32 for x in arrays)
 
 
-def _last(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    return tuple(range(ndim - len(axes), ndim))
-
-
-def _first(axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(range(len(axes)))
+def _are_rows(inside: tuple[int, ...], ndim: int) -> bool:
+    return inside == tuple(range(ndim - len(inside), ndim))
 
 
 def solve_blocks(
@@ -101,28 +97,28 @@ def solve_blocks(
     interpret: bool = False,
 ) -> jax.Array:
     """`solve_group` of b = P W0 - V and P, block of groups by block of groups."""
-    in_rows = inside == _last(inside, v.ndim)
-    size = math.prod(v.shape[i] for i in inside)
-    shape = (v.size // size, size) if in_rows else (size, v.size // size)
+    leaf, in_rows = v.shape, _are_rows(inside, v.ndim)
+    size = math.prod(leaf[i] for i in inside)
     groups, tile = v.size // size, _TILE[0 if in_rows else 1]
     many = min(groups, max(_BLOCK // size // tile, 1) * tile)
     if in_rows:
-        block = pl.BlockSpec((many, size), lambda i: (i, 0))
+        shape, block = (groups, size), pl.BlockSpec((many, size), lambda i: (i, 0))
     else:
-        block = pl.BlockSpec((size, many), lambda i: (0, i))
+        shape, block = (size, groups), pl.BlockSpec((size, many), lambda i: (0, i))
 
     def kernel(threshold: Any, v: Any, p: Any, c: Any, w: Any) -> None:
         metric = p[...]
         b = metric * c[...] - v[...]
         w[...] = solve_group(b, metric, threshold[0], (1,) if in_rows else (0,))
 
+    v, p, c = (x.reshape(shape) for x in (v, p, c))
     w = pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct(shape, v.dtype),
+        out_shape=jax.eval_shape(lambda v: v, v),  # inside shard_map, with the axes it varies over
         grid=(pl.cdiv(groups, many),),
         in_specs=[pl.BlockSpec(memory_space=tpu.SMEM), block, block, block],
         out_specs=block,
         input_output_aliases={2: 0},  # over P
         interpret=interpret,
-    )(threshold.reshape(1), *(x.reshape(shape) for x in (v, p, c)))
-    return w.reshape(v.shape)
+    )(threshold.reshape(1), v, p, c)
+    return w.reshape(leaf)

@@ -160,7 +160,7 @@ def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None)
 def _around_plain(u: jax.Array, p: jax.Array, weight: Any) -> Subproblem:
     """The prox of W + u in the Euclidean metric, as a subproblem."""
     one = jnp.ones((), at_least_float32(p).dtype)
-    return Subproblem((u, p), _no_linear_term, one, itself, jnp.asarray(weight), u, None)
+    return Subproblem((u, p), _no_linear_term, one, itself, weight, u, None)
 
 
 def _no_linear_term(u: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,8 +13,8 @@ def cube_root(x: jax.Array) -> jax.Array:
 
     In float32, `jnp.cbrt` calls a scalar function for every element on CPU. Here a guess from the
     exponent bits is refined by two division-free steps for :math:`x^{-1/3}`, whose operations all
-    vectorise and fuse. Below 1e-37 the result may be 0. Other precisions use `jnp.cbrt`. NaN and
-    infinity pass through.
+    vectorise and fuse. Below 1e-37 the result is between 0 and the root. Other precisions use
+    `jnp.cbrt`. NaN and infinity pass through.
     """
     if x.dtype != jnp.float32:
         return jnp.cbrt(x)

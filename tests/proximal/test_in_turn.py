@@ -145,8 +145,8 @@ class Counting(oxs.Exact):
         return super().solve(regularizer, linear, *rest)
 
 
-def traced(shapes):
-    optimizer = oxs.ramda(0.1, GROUPS, 0.1, solver=(solver := Counting()))
+def traced(shapes, make=lambda solver: oxs.ramda(0.1, GROUPS, 0.1, solver=solver)):
+    optimizer = make(solver := Counting())
     params = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=lambda x: type(x) is tuple
     )
@@ -154,9 +154,18 @@ def traced(shapes):
     return solver.seen, step.lower(params, jax.eval_shape(optimizer.init, params), params)
 
 
-def test_depth_does_not_add_solvers():
-    few, _ = traced([(8, 16)] * 3)
-    many, _ = traced([(8, 16)] * 50)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda solver: oxs.ramda(0.1, GROUPS, 0.1, solver=solver),
+        lambda solver: oxs.prox_adam(0.1, GROUPS, 0.1, solver=solver),
+        lambda solver: oxs.prox_step(GROUPS, 0.1, weight=0.1, solver=solver),
+    ],
+    ids=["ramda", "prox_adam", "after_sgd"],
+)
+def test_depth_does_not_add_solvers(make):
+    few, _ = traced([(8, 16)] * 3, make)
+    many, _ = traced([(8, 16)] * 50, make)
     assert few == many == [(8, 16)]
 
 

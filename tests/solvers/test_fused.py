@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from tolerances import assert_close, reordered
 
 import optax_structured as oxs
@@ -51,9 +53,9 @@ def test_the_kernel_is_the_exact_solve(lasso, shape, spread, small_blocks):
     assert_close(got, expected, reordered(jnp.float32))
 
 
-def lowered(lasso, params, platform="tpu", **kwargs):
-    optimizer = oxs.ramda(0.1, lasso, 0.1, solver=oxs.FusedExact(), **kwargs)
-    params = {"kernel": jax.ShapeDtypeStruct(*params)}
+def lowered(lasso, shape, platform="tpu"):
+    optimizer = oxs.ramda(0.1, lasso, 0.1, solver=oxs.FusedExact())
+    params = {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}
     state = jax.eval_shape(optimizer.init, params)
 
     def step(params, state, grads):
@@ -69,9 +71,9 @@ CALL = "tpu_custom_call"
 
 @pytest.mark.parametrize("lasso, shape", [(ROWS, (512, 1376)), (COLUMNS, (512, 1376))])
 def test_it_is_taken_on_tpus_alone(lasso, shape):
-    assert lowered(lasso, (shape, jnp.float32)).count(CALL) == 1
+    assert lowered(lasso, shape).count(CALL) == 1
     for platform in ("cpu", "cuda"):
-        assert CALL not in lowered(lasso, (shape, jnp.float32), platform)
+        assert CALL not in lowered(lasso, shape, platform)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_it_is_taken_on_tpus_alone(lasso, shape):
     ],
 )
 def test_where_it_does_not_fit_it_is_exact(lasso, shape):
-    assert CALL not in lowered(lasso, (shape, jnp.float32))
+    assert CALL not in lowered(lasso, shape)
 
 
 def test_leaves_that_are_alike_share_a_kernel(monkeypatch):
@@ -93,6 +95,19 @@ def test_leaves_that_are_alike_share_a_kernel(monkeypatch):
     params = {i: jax.ShapeDtypeStruct((64, 128), jnp.float32) for i in range(5)}
     traced = jax.jit(optimizer.update).trace(params, jax.eval_shape(optimizer.init, params), params)
     assert traced.lower(lowering_platforms=("tpu",)).as_text().count(CALL) == 1
+
+
+def test_each_device_solves_its_shard_inside_shard_map():
+    optimizer = oxs.ramda(0.1, ROWS, 0.1, solver=oxs.FusedExact())
+    params = jax.ShapeDtypeStruct((64, 128), jnp.float32)
+    state = jax.eval_shape(optimizer.init, params)
+    specs = jax.tree.map(lambda x: P("data") if x.ndim else P(), (params, state, params))
+    mesh = Mesh(np.asarray(jax.devices("cpu")[:4]), ("data",))
+    step = jax.shard_map(
+        lambda *xs: optimizer.update(*xs)[0], mesh=mesh, in_specs=specs, out_specs=P("data")
+    )
+    text = jax.jit(step).trace(params, state, params).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count(CALL) == 1
 
 
 def test_other_precisions_are_solved_as_ever():
