@@ -35,20 +35,18 @@ class Refits:
         self._count = count
         self._traced: dict[Any, Callable[..., Held]] = {}
 
-    def __call__(self, p: Projected, held: Held, gradient: jax.Array, mask: Any) -> Held:
+    def __call__(self, p: Projected, held: Held, matrix: jax.Array, mask: Any) -> Held:
         """What is stored of one leaf, fitted if it is due, and what depends on it."""
-        memory = held[1]
         due = mask
         if due is None:
-            due = p.spec.refresh.due(memory.rule, self._count, p.spec.period, p.share)
-        due = due | ~memory.fitted  # matrix by matrix: one waiting for its first fit moves no other
+            due = p.spec.refresh.due(held[1].rule, self._count, p.spec.period, p.share)
         seed = seed_of(p.frame.name, self._count)
         if _looks_at_no_name(p.spec):
             p = dataclasses.replace(p, frame=dataclasses.replace(p.frame, name=""))
         key = id(p.spec), p.frame
         if key not in self._traced:
             self._traced[key] = jax.jit(functools.partial(_refit, p))
-        return self._traced[key](due, held, gradient, self._count, seed)
+        return self._traced[key](due, held, matrix, self._count, seed)
 
 
 def _looks_at_no_name(spec: Any) -> bool:
@@ -65,7 +63,7 @@ def _refit(
     p: Projected,
     due: jax.Array,
     held: Held,
-    gradient: jax.Array,
+    matrix: jax.Array,
     count: jax.Array,
     seed: jax.Array,
 ) -> Held:
@@ -74,46 +72,49 @@ def _refit(
     def keep(held: Held, *_: Any) -> Held:
         return held
 
-    def look(
-        held: Held, due: jax.Array, gradient: jax.Array, count: jax.Array, seed: jax.Array
-    ) -> Held:
-        size = jnp.sum(jnp.abs(at_least_float32(gradient)), (-2, -1))
-        usable = due & jnp.isfinite(size) & (size > 0)
-        fit = functools.partial(_fit, p)
-        return branch(jnp.any(usable), fit, keep, held, usable, gradient, count, seed)
-
-    return branch(jnp.any(due), look, keep, held, due, gradient, count, seed)
+    return branch(
+        jnp.any(due | ~held[1].fitted),
+        functools.partial(_fit, p),
+        keep,
+        held,
+        due,
+        matrix,
+        count,
+        seed,
+    )
 
 
 def _fit(
     p: Projected,
     held: Held,
-    usable: jax.Array,
-    gradient: jax.Array,
+    due: jax.Array,
+    matrix: jax.Array,
     count: jax.Array,
     seed: jax.Array,
 ) -> Held:
+    """Everything that changes with the basis, for the matrices that are due and usable."""
     frame, projector, transport = p.frame, p.spec.projector, p.spec.transport
     stored, memory, fields = held
+    matrix = at_least_float32(matrix)
+    size = jnp.sum(jnp.abs(matrix), (-2, -1))
+    waiting = ~memory.fitted  # matrix by matrix: one without a fit yet moves no other
+    usable = (due | waiting) & jnp.isfinite(size) & (size > 0)
     basis = p.decoded(stored)
-    fit = projector.refit(frame, basis, at_least_float32(gradient), memory.fitted, seed)
-    # A matrix alone is usable if it is here; but to choose also keeps the order in which bases
-    # are stored: without, XLA for CPUs transposes each of them twice at every step.
-    fit = jax.tree.map(lambda new, old: matrix_where(usable, new, old), fit, basis)
+    fit = projector.refit_where(usable, frame, basis, frame.turn(matrix), memory.fitted, seed)
     rule = p.spec.refresh.after(memory.rule, projector, frame, basis, fit, memory.fitted, usable)
-    kept = transport.basis(projector, frame, basis, fit)
+    new = transport.basis(projector, frame, basis, fit)
     again = usable & memory.fitted  # before the first fit there is nothing to turn to
-    new = jax.tree.map(lambda k, f: matrix_where(again, k, f), kept, fit)
+    if new is not fit:
+        new = jax.tree.map(lambda n, f: matrix_where(again, n, f), new, fit)
     if fields:
         rotation = functools.cache(lambda: projector.overlap(frame, basis, new))
         moved = {k: transport.moments(v, rotation, count) for k, v in fields.items()}
         fields = jax.tree.map(
             lambda m, v: placement.like(matrix_where(again, m, v), v), moved, fields
         )
-    # A matrix that is not fitted keeps its codes: decoded and encoded again, they might differ.
-    stored = jax.tree.map(
-        lambda n, s: placement.like(matrix_where(usable, n, s), s), p.encoded(new), stored
-    )
+    if p.spec.codec is not None:  # decoded and encoded again, kept codes might differ
+        new = jax.tree.map(lambda n, s: matrix_where(usable, n, s), p.encoded(new), stored)
+    stored = jax.tree.map(placement.like, new, stored)
     return stored, RefreshState(memory.fitted | usable, rule), fields
 
 

@@ -75,7 +75,7 @@ class Periodic(Refresh):
     offset: int = 0
 
     def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
-        return True if period == 1 else (count + self.offset) % period == 0
+        return True if period == 1 else _multiple(count + self.offset, period)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Staggered(Refresh):
     """
 
     def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
-        return True if period == 1 else (count + int(share * period)) % period == 0
+        return True if period == 1 else _multiple(count + int(share * period), period)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,3 +215,8 @@ class Lazy(Refresh):
         stable = compared & (seen == self.memory) & similar
         gap = jnp.where(stable, (self.growth * state.gap).astype(jnp.int32), state.gap)
         return LazyState(gap, similarities, seen, direction)
+
+
+def _multiple(steps: jax.Array, period: int) -> jax.Array:
+    """Whether the period has passed; `%` is a longer program, and counts are never negative."""
+    return jax.lax.rem(steps, jnp.asarray(period, steps.dtype)) == 0

@@ -203,7 +203,7 @@ def polar(c: jax.Array, iterations: int = 24) -> jax.Array:
 
     # A norm of 1 plus rounding is inside the region of convergence, which ends at sqrt(3).
     x = jax.lax.fori_loop(0, iterations, step, whole_matrices(c))
-    return householder(x)
+    return transpose(householder(transpose(x)))
 
 
 def _power(field: str, transport: Transport) -> int:

@@ -138,7 +138,7 @@ def low_rank_projection(
             matrix = frame.axes.to_matrix(spec.residual.absorb(state.residual[name], leaf))
             fields = inner_state.fields(moments, name) if spec.transport.moves_moments else {}
             held = (bases[name], memory[name], fields)
-            bases[name], memory[name], fields = refit(p, held, frame.turn(matrix), masks.get(name))
+            bases[name], memory[name], fields = refit(p, held, matrix, masks.get(name))
             moments = inner_state.replace(moments, name, fields)
             at_hand = jax.tree.map(places.basis_at_hand, p.decoded(bases[name]))
             factors = spec.projector.factors(frame, at_hand)

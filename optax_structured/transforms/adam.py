@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative
@@ -222,7 +223,8 @@ def average(before: jax.Array, new: Any, decay: Any) -> jax.Array:
     The moments and their correction share it: in float32, 1 - 0.999 is off by 5e-5, and only equal
     errors cancel.
     """
-    keep = jnp.asarray(decay, before.dtype)
+    # The weights of a number are numbers: only those of a schedule are part of the program.
+    keep = (jnp if isinstance(decay, jax.Array) else np).asarray(decay, before.dtype)
     return keep * before + (1 - keep) * new
 
 
@@ -230,7 +232,7 @@ def divided(mean: jax.Array, square: jax.Array, eps: Any, gradient: jax.Array) -
     """Adam's direction, in the dtype of the gradient."""
     root = jnp.sqrt(square) + jnp.asarray(eps, square.dtype)
     # An entry without any gradient so far is 0/0 when eps is 0: it stays where it is.
-    return (mean / jnp.where(root == 0, 1, root)).astype(gradient.dtype)
+    return (mean / jax.lax.select(root == 0, jnp.ones_like(root), root)).astype(gradient.dtype)
 
 
 def _check_adam(b1: Any, b2: Any, eps: Any) -> None:

@@ -19,7 +19,8 @@ def at_least_float32(x: ArrayLike) -> jax.Array:
 
 def finite(x: jax.Array) -> jax.Array:
     """`x` with zero for NaN and infinities."""
-    return jnp.where(jnp.isfinite(x), x, 0)
+    # `jnp.where` is a function of its own, which would be compiled into each of its callers.
+    return jax.lax.select(jnp.isfinite(x), x, jnp.zeros_like(x))
 
 
 def scalar_dtype(tree: Any) -> Any:

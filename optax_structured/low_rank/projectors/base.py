@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_structured.low_rank.frames import Frame
+from optax_structured.branch import branch
+from optax_structured.low_rank.frames import Frame, matrix_where
 from optax_structured.trees import Axes
 from optax_structured.trees.placement import product
 
@@ -58,6 +59,28 @@ class Projector(abc.ABC):
           fitted: bool, of shape batch; False where `basis` was never fitted.
           seed: () uint32, a function of the leaf's name and of the step.
         """
+
+    def refit_where(
+        self,
+        usable: jax.Array,
+        frame: Frame,
+        basis: Basis,
+        gradient: jax.Array,
+        fitted: jax.Array,
+        seed: Any,
+    ) -> Basis:
+        """`refit` for the matrices that are usable, bool of shape batch; the others keep theirs."""
+
+        def fit(basis: Basis, usable: jax.Array, matrix: jax.Array, *rest: Any) -> Basis:
+            new = self.refit(frame, basis, frame.turn(matrix), *rest)
+            return jax.tree.map(lambda n, old: matrix_where(usable, n, old), new, basis)
+
+        def keep(basis: Basis, *_: Any) -> Basis:
+            return basis
+
+        # As it lies in memory: an operand that is turned would be copied.
+        matrix = frame.turn(gradient)
+        return branch(jnp.any(usable), fit, keep, basis, usable, matrix, fitted, seed)
 
     @abc.abstractmethod
     def factors(self, frame: Frame, basis: Basis) -> Factors:

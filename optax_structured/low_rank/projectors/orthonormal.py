@@ -1,7 +1,8 @@
-r"""Orthonormal columns: the small factorisations that projectors are fitted with.
+r"""The small factorisations that projectors are fitted with.
 
-All take batches of matrices, are exact for sign flips of a column (the flip passes through), and
-return their result placed as the argument is. Only here the precision of products is the highest.
+All take batches of matrices, are exact for sign flips (the flip passes through), and return their
+result placed as the argument is. Vectors to orthonormalise are rows, as bases are stored. Only here
+the precision of products is the highest.
 """
 
 from collections.abc import Callable
@@ -45,38 +46,47 @@ def singular_vectors(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     return u, vh
 
 
-def householder(a: jax.Array) -> jax.Array:
-    """Q of the QR factorisation with positive diagonal of R: orthonormal whatever `a` is."""
+def householder(rows: jax.Array) -> jax.Array:
+    r"""Q of the factorisation LQ with positive diagonal of L: orthonormal whatever the rows are.
 
-    def one(a: jax.Array) -> jax.Array:
-        q, _ = jnp.linalg.qr(a)
-        diagonal = jnp.sum(q * a, -2, keepdims=True)  # of R, without a kernel to pick it
-        return jnp.where(diagonal < 0, -q, q)
+    It is the QR of the columns, whose layout LAPACK shares with our rows: the barriers keep XLA
+    from moving the transposes, which are free where they are, to where they are copies.
+    """
 
-    return like(by_matrix(one, a), a)
+    def one(rows: jax.Array) -> jax.Array:
+        columns = transpose(jax.lax.optimization_barrier(rows))
+        raw, reflectors = jnp.linalg.qr(columns, mode="raw")
+        q = jax.lax.linalg.householder_product(transpose(raw), reflectors)
+        q = jax.lax.optimization_barrier(transpose(q))
+        flat = raw.reshape(*raw.shape[:-2], -1)
+        diagonal = flat[..., :: raw.shape[-1] + 1]  # a stride, no kernel of its own
+        negative = jnp.broadcast_to((diagonal < 0)[..., None], q.shape)
+        return jax.lax.select(negative, -q, q)
+
+    return like(by_matrix(one, rows), rows)
 
 
-def cholesky_qr2(a: jax.Array) -> jax.Array:
+def cholesky_qr2(rows: jax.Array) -> jax.Array:
     r"""The same Q from two Cholesky factorisations of r x r Gram matrices.
 
-    Rows may be sharded: each pass is one sum of r x r numbers over the devices. It squares the
-    condition number, so columns are scaled to norm 1 and the first Gram matrix is shifted; and
-    where the first pass leaves more than the second can correct (dependent columns, NaN from a
-    failed factorisation) the result is that of `householder`.
+    Rows may be sharded along their length: each pass is one sum of r x r numbers over the devices.
+    It squares the condition number, so rows are scaled to norm 1 and the first Gram matrix is
+    shifted; and where the first pass leaves more than the second can correct (dependent rows, NaN
+    from a failed factorisation) the result is that of `householder`.
     """
-    peak = jnp.max(jnp.abs(a), -2, keepdims=True, initial=jnp.finfo(a.dtype).tiny)
-    scaled = a / peak
-    norm = jnp.sqrt(jnp.sum(scaled**2, -2, keepdims=True))
+    dtype, rank = rows.dtype, rows.shape[-2]
+    peak = jnp.max(jnp.abs(rows), -1, keepdims=True, initial=jnp.finfo(dtype).tiny)
+    scaled = rows / peak
+    norm = jnp.sqrt(jnp.sum(scaled**2, -1, keepdims=True))
     scaled = scaled / jnp.where(norm == 0.0, 1.0, norm)
-    rank = a.shape[-1]
-    eye = jnp.eye(rank, dtype=a.dtype)
-    shift = rank * jnp.finfo(a.dtype).eps  # the norm of the Gram matrix is at most r
-    first = _whiten(scaled, product(transpose(scaled), scaled, HIGHEST) + shift * eye)
-    gram = product(transpose(first), first, HIGHEST)
+    eye = jnp.eye(rank, dtype=dtype)
+    shift = rank * jnp.finfo(dtype).eps  # the norm of the Gram matrix is at most r
+    first = _whiten(scaled, product(scaled, scaled, HIGHEST, transpose_b=True) + shift * eye)
+    gram = product(first, first, HIGHEST, transpose_b=True)
     # Up to a defect of 1/2 the second pass is as accurate as products are; False for NaN.
     good = jnp.sum((gram - eye) ** 2, (-2, -1), keepdims=True) <= 0.25
     second = _whiten(first, gram)
-    return branch(jnp.any(~good), _mended, lambda good, q, a: q, good, second, a)
+    return branch(jnp.any(~good), _mended, lambda good, q, rows: q, good, second, rows)
 
 
 ORTHONORMALIZE: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -91,17 +101,16 @@ def check_orthonormalize(value: str) -> None:
         raise ValueError(f"orthonormalize must be 'qr' or 'cholesky', got {value!r}")
 
 
-def _mended(good: jax.Array, q: jax.Array, a: jax.Array) -> jax.Array:
-    return jnp.where(good, q, householder(a))
+def _mended(good: jax.Array, q: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.where(good, q, householder(rows))
 
 
-def _whiten(a: jax.Array, gram: jax.Array) -> jax.Array:
-    """Q = A R^-1 with R'R the Gram matrix, as a product: products stay sharded, solves do not."""
+def _whiten(rows: jax.Array, gram: jax.Array) -> jax.Array:
+    """Q = L^-1 A with LL' the Gram matrix, as a product: products stay sharded, solves do not."""
 
     def inverse_factor(gram: jax.Array) -> jax.Array:
         lower = jnp.linalg.cholesky(gram)
         eye = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
         return jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
 
-    inverse = by_matrix(inverse_factor, gram)
-    return like(product(a, transpose(inverse), HIGHEST), a)
+    return like(product(by_matrix(inverse_factor, gram), rows, HIGHEST), rows)

@@ -12,7 +12,6 @@ from optax_structured.low_rank.projectors.base import (
     Basis,
     OneSided,
     check_count,
-    transpose,
     widest,
 )
 from optax_structured.low_rank.projectors.hashing import mix, normal
@@ -76,5 +75,5 @@ class RandomProjection(OneSided):
         seed = mix(mix(place + root) + basis.astype(jnp.uint32))
         drawn = normal(seed, frame.rank, frame.size, widest())  # type: ignore[arg-type]
         if self.orthonormal:
-            return transpose(householder(transpose(drawn)))
+            return householder(drawn)
         return drawn / drawn.shape[-2] ** 0.5

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import OneSided, check_count, transpose
+from optax_structured.low_rank.projectors.base import OneSided, check_count
 from optax_structured.low_rank.projectors.orthonormal import (
     HIGHEST,
     fix_signs,
@@ -65,10 +65,12 @@ class RandomizedRange(OneSided):
         del fitted
         rank = matrix.shape[-1]
         columns = min(rank + self.oversampling, frame.size, frame.length)
-        q = householder(sketch(gradient, columns, seed))
-        q = jax.lax.fori_loop(
-            0, self.power, lambda _, q: like(power_step(gradient, q, householder), q), q
+        rows = householder(sketch(gradient, columns, seed))
+        rows = jax.lax.fori_loop(
+            0, self.power, lambda _, q: like(power_step(gradient, q, householder), q), rows
         )
-        small = product(transpose(q / magnitude(gradient)), gradient)
-        u = leading(product(small, transpose(small), HIGHEST), rank)
-        return like(fix_signs(product(q, u, HIGHEST)).astype(matrix.dtype), matrix)
+        small = product(rows / magnitude(gradient), gradient)
+        u = leading(product(small, small, HIGHEST, transpose_b=True), rank)
+        return like(
+            fix_signs(product(rows, u, HIGHEST, transpose_a=True)).astype(matrix.dtype), matrix
+        )

@@ -5,33 +5,31 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from optax_structured.low_rank.projectors.base import transpose
 from optax_structured.low_rank.projectors.hashing import uniform
 from optax_structured.low_rank.projectors.orthonormal import magnitude
 from optax_structured.trees.placement import product
 
 
 def sketch(gradient: jax.Array, columns: int, seed: jax.Array) -> jax.Array:
-    r"""(\*batch, size, columns): :math:`G \Omega`, one random matrix for the whole batch."""
+    r"""(\*batch, columns, size): :math:`(G \Omega)^\top`, one random matrix for the whole batch."""
     *batch, _, length = gradient.shape
-    omega = uniform(seed, length, columns, gradient.dtype)
-    omega = jnp.broadcast_to(omega, (*batch, length, columns))
-    return product(gradient, omega / magnitude(gradient))
+    omega = uniform(seed, columns, length, gradient.dtype)
+    omega = jnp.broadcast_to(omega, (*batch, columns, length))
+    return product(omega / magnitude(gradient), gradient, transpose_b=True)
 
 
 def power_step(
     gradient: jax.Array,
-    q: jax.Array,
+    rows: jax.Array,
     orthonormalize: Callable[[jax.Array], jax.Array],
     between: bool = False,
 ) -> jax.Array:
-    r"""(\*batch, size, columns): the orthonormal factor of :math:`G G^\top Q`.
+    r"""(\*batch, columns, size): the orthonormal factor of :math:`G G^\top Q`, transposed like Q.
 
-    `between` orthonormalises the first product as well. The gradient is scaled through the small
-    factors, so it is read once by each product and never copied.
+    What becomes the columns of P are rows, as bases are stored. `between` orthonormalises the first
+    product as well. Else that is scaled, so that the second has the gradient's magnitude and not
+    that of its square.
     """
-    scale = magnitude(gradient)
-    y = product(transpose(gradient), q / scale)
-    if between:
-        y = orthonormalize(y)
-    return orthonormalize(product(gradient, y / scale))
+    y = product(rows, gradient)
+    y = orthonormalize(y) if between else y / magnitude(y)
+    return orthonormalize(product(y, gradient, transpose_b=True))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.frames import Frame, matrix_where
 from optax_structured.low_rank.projectors.base import Basis, OneSided, check_count
 from optax_structured.low_rank.projectors.hashing import uniform
 from optax_structured.low_rank.projectors.orthonormal import (
@@ -69,18 +69,31 @@ class SubspaceIteration(OneSided):
         random = uniform(seed, zeros.shape[-2], frame.size, dtype) * (3 / frame.size) ** 0.5
         return jnp.broadcast_to(random, zeros.shape)
 
-    def fit(
-        self, frame: Frame, matrix: jax.Array, gradient: jax.Array, fitted: jax.Array, seed: Any
-    ) -> jax.Array:
+    def refit(
+        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: Any
+    ) -> Basis:
+        usable = jnp.ones(frame.batch, bool)
+        return self.refit_where(usable, frame, basis, gradient, fitted, seed)
+
+    def refit_where(
+        self,
+        usable: jax.Array,
+        frame: Frame,
+        basis: Basis,
+        gradient: jax.Array,
+        fitted: jax.Array,
+        seed: Any,
+    ) -> Basis:
+        del seed
         orthonormalize = ORTHONORMALIZE[self.orthonormalize]
         between = self.orthonormalize == "cholesky"
-        old = matrix.astype(gradient.dtype)
+        # One loop for all cases, its length known only when it runs: one QR to compile.
+        turns = usable * (self.cold_iterations - fitted * (self.cold_iterations - self.iterations))
+        matrix = frame.turn(gradient)  # as it lies in memory: turned in the loop, it is not copied
 
-        # One loop for both cases, its length known only when it runs: one QR to compile.
-        turns = jnp.where(fitted, self.iterations, self.cold_iterations)
+        def turn(i: jax.Array, old: jax.Array) -> jax.Array:
+            new = like(power_step(frame.turn(matrix), old, orthonormalize, between), old)
+            return matrix_where(i < turns, new, old) if frame.batch else new
 
-        def turn(i: jax.Array, q: jax.Array) -> jax.Array:
-            new = like(power_step(gradient, q, orthonormalize, between), q)
-            return jnp.where((i < turns)[..., None, None], new, q)
-
-        return jax.lax.fori_loop(0, jnp.max(turns, initial=0), turn, old).astype(matrix.dtype)
+        start = basis.astype(gradient.dtype)
+        return jax.lax.fori_loop(0, jnp.max(turns, initial=0), turn, start).astype(basis.dtype)
