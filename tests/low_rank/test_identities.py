@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -228,3 +229,31 @@ def test_products_in_bfloat16_are_near(shape, axes):
     for (g, _), (e, _) in zip(got, expected, strict=True):
         assert g.dtype == jnp.float32
         assert_close(g, e, reordered("bfloat16"))
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32)])
+def test_both_products_read_bfloat16(monkeypatch, shape):
+    """Neither is widened on the way to the compiler's kernels, whatever the side."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    spec = LowRank(16, 10, projector=oxs.RandomProjection(), dtype="bfloat16")
+    tx = low_rank_projection(optax.scale_by_adam(), spec)
+    params = jax.ShapeDtypeStruct(shape, jnp.float32)
+    state = jax.eval_shape(tx.init, params)
+    program = jax.jit(tx.update).lower(params, state).compile().as_text()
+    kinds = dict(re.findall(r"%([\w.\-]+) = (\w+)\[", program))
+    products = re.findall(r" dot\((.*?)\)", program)
+    assert len(products) == 2
+    for operands in products:
+        assert [kinds[x.strip(" %")] for x in operands.split(",")] == ["bf16", "bf16"]
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32), (4, 96, 32)])
+def test_a_refit_copies_no_gradient(shape):
+    tx = low_rank_projection(optax.identity(), LowRank(16, 10, projector=SubspaceIteration()))
+    params = jax.ShapeDtypeStruct(shape, jnp.float32)
+    state = jax.eval_shape(tx.init, params)
+    program = jax.jit(tx.update).lower(params, state).compile().as_text()
+    assert " dot(" in program
+    *batch, m, n = shape
+    either_way = "|".join(",".join(map(str, (*batch, *sides))) for sides in ((m, n), (n, m)))
+    assert not re.search(rf" = \w+\[({either_way})\]\S* copy\(", program)

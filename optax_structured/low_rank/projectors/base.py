@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from optax_structured.branch import branch
 from optax_structured.low_rank.frames import Frame, matrix_where
@@ -140,13 +141,25 @@ class OneSided(Projector):
         first, second = (low, factors) if frame.side == "cols" else (factors, low)
         if jnp.finfo(low.dtype).bits >= 32:
             return product(first, second, transpose_a=True)
-        # XLA's CPU has no product of narrow types whose left operand is transposed, and would widen
-        # them all: the left one, which is small, is written out.
-        return product(jax.lax.optimization_barrier(transpose(first)), second)
+        return product(_written_out(transpose(first)), second)
 
     def overlap(self, frame: Frame, old: Basis, new: Basis) -> jax.Array:
         r"""(\*batch, rank, rank): :math:`P_{new}^\top P_{old}`."""
         return product(self.factors(frame, new), self.factors(frame, old), transpose_b=True)
+
+
+def _written_out(left: jax.Array) -> jax.Array:
+    """The left operand of a product of narrow types, small and transposed, in an order of its own.
+
+    XLA for CPUs has no such product whose left operand is transposed where it is read, and would
+    widen both. Over several devices it would gather what a layout is asked of.
+    """
+    if jax.device_count() > 1:
+        return left
+    rows_first = Layout(tuple(range(left.ndim)))
+    return jax.lax.platform_dependent(
+        left, cpu=lambda x: with_layout_constraint(x, rows_first), default=lambda x: x
+    )
 
 
 def transpose(x: jax.Array) -> jax.Array:

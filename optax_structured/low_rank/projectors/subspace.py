@@ -96,4 +96,5 @@ class SubspaceIteration(OneSided):
             return matrix_where(i < turns, new, old) if frame.batch else new
 
         start = basis.astype(gradient.dtype)
-        return jax.lax.fori_loop(0, jnp.max(turns, initial=0), turn, start).astype(basis.dtype)
+        most = jnp.max(turns, initial=0) if frame.batch else turns
+        return jax.lax.fori_loop(0, most, turn, start).astype(basis.dtype)
