@@ -67,21 +67,13 @@ def _refit(
     count: jax.Array,
     seed: jax.Array,
 ) -> Held:
-    """The fit of one leaf, if it is due and there is something to fit it to."""
+    """The fit of one leaf, if some matrix of it is due."""
 
     def keep(held: Held, *_: Any) -> Held:
         return held
 
-    return branch(
-        jnp.any(due | ~held[1].fitted),
-        functools.partial(_fit, p),
-        keep,
-        held,
-        due,
-        matrix,
-        count,
-        seed,
-    )
+    operands = held, due, matrix, count, seed
+    return branch(jnp.any(due | ~held[1].fitted), functools.partial(_fit, p), keep, *operands)
 
 
 def _fit(
