@@ -20,7 +20,7 @@ class SVD(OneSided):
     largest magnitude of each column is positive, so a refit does not depend on the signs that a
     machine happens to give them.
 
-    The reference in quality, and the slowest: 11 to 18 times a warm refit of `SubspaceIteration`,
+    The reference in quality, and the slowest: 14 to 22 times a warm refit of `SubspaceIteration`,
     which captures 99 % or more of the same energy. It does not depend on the basis before.
 
     Example:
