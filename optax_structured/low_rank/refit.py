@@ -89,6 +89,7 @@ def _fit(
     stored, memory, fields = held
     matrix = at_least_float32(matrix)
     size = jnp.sum(jnp.abs(matrix), (-2, -1))
+    # Worked out here again: handed into the branch, it would be one more kernel a leaf.
     waiting = ~memory.fitted  # matrix by matrix: one without a fit yet moves no other
     usable = (due | waiting) & jnp.isfinite(size) & (size > 0)
     basis = p.decoded(stored)
