@@ -155,9 +155,9 @@ def test_the_chosen_side_is_the_one_that_is_whole():
     assert sides == {"wide": "cols", "tall": "rows", "stack": "small"}
 
 
-def compiled_step(tx, params):
+def compiled_step(tx, params, placed=None):
     """A step, compiled from abstract parameters."""
-    placed = state_shardings(tx, params)
+    placed = placed or state_shardings(tx, params)
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(tx.init, params),
@@ -189,6 +189,17 @@ def test_a_steady_step_on_the_chosen_side_gathers_nothing_but_bases():
     assert all(" all-gather(" in line for line in moved)
     bases = {8 * 16, 8 * 8 * 32}  # rank 8
     assert {math.prod(shape) for line in moved for shape in shapes_of(line)} <= bases
+
+
+def test_whole_bases_need_no_communication_in_a_steady_step():
+    params = abstract(FSDP)
+    tx = oxs.galore(1e-3, choose_sides(LOW_RANK, params))
+    low, *rest = state_shardings(tx, params)
+    assert not any(s.is_fully_replicated for s in jax.tree.leaves(low.bases))
+    everywhere = jax.tree.map(lambda s: NamedSharding(s.mesh, P()), low.bases)
+    text = compiled_step(tx, params, (low._replace(bases=everywhere), *rest)).as_text()
+    assert steady_collectives(text) == []
+    assert all_collectives(text) != []  # of refits
 
 
 def test_a_refit_gathers_no_gradient():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_structured.branch import branch
 from optax_structured.low_rank import inner_state
@@ -15,7 +16,6 @@ from optax_structured.low_rank.frames import matrix_where
 from optax_structured.low_rank.leaves import Projected
 from optax_structured.low_rank.transports import stores_matrix
 from optax_structured.trees import placement
-from optax_structured.trees.precision import at_least_float32
 
 
 class RefreshState(NamedTuple):
@@ -33,20 +33,27 @@ class Refits:
 
     def __init__(self, count: jax.Array) -> None:
         self._count = count
+        self._due: dict[int, Any] = {}
         self._traced: dict[Any, Callable[..., Held]] = {}
 
     def __call__(self, p: Projected, held: Held, matrix: jax.Array, mask: Any) -> Held:
         """What is stored of one leaf, fitted if it is due, and what depends on it."""
-        due = mask
-        if due is None:
-            due = p.spec.refresh.due(held[1].rule, self._count, p.spec.period, p.share)
-        seed = seed_of(p.frame.name, self._count)
+        due = self._is_due(p, held[1].rule) if mask is None else mask
+        seed = _number_of(p.frame.name)
         if _looks_at_no_name(p.spec):
             p = dataclasses.replace(p, frame=dataclasses.replace(p.frame, name=""))
         key = id(p.spec), p.frame
         if key not in self._traced:
             self._traced[key] = jax.jit(functools.partial(_refit, p))
         return self._traced[key](due, held, matrix, self._count, seed)
+
+    def _is_due(self, p: Projected, memory: Any) -> Any:
+        spec = p.spec
+        if not spec.refresh.together:
+            return spec.refresh.due(memory, self._count, spec.period, p.share)
+        if id(spec) not in self._due:
+            self._due[id(spec)] = spec.refresh.due(memory, self._count, spec.period, p.share)
+        return self._due[id(spec)]
 
 
 def _looks_at_no_name(spec: Any) -> bool:
@@ -68,12 +75,27 @@ def _refit(
     seed: jax.Array,
 ) -> Held:
     """The fit of one leaf, if some matrix of it is due."""
+    fit = functools.partial(_fit, p)
 
     def keep(held: Held, *_: Any) -> Held:
         return held
 
+    def if_due(held: Held, due: jax.Array, *rest: Any) -> Held:
+        return branch(jnp.any(due | ~held[1].fitted), fit, keep, held, due, *rest)
+
     operands = held, due, matrix, count, seed
-    return branch(jnp.any(due | ~held[1].fitted), functools.partial(_fit, p), keep, *operands)
+    if not (_is_a_loop(p, held) and jax.device_count() == 1):
+        return if_due(*operands)
+    # A loop of no turns is a conditional of its own, and half as much for XLA to compile. TPUs
+    # would narrow the gradient before it, at every step; and devices might gather something.
+    return jax.lax.platform_dependent(*operands, cpu=fit, default=if_due)
+
+
+def _is_a_loop(p: Projected, held: Held) -> bool:
+    """Whether nothing happens at a refit but what the projector does, and that idles."""
+    _, memory, fields = held
+    more = p.spec.transport.moves_basis or fields or jax.tree.leaves(memory.rule) or p.spec.codec
+    return p.spec.projector.idles and not more
 
 
 def _fit(
@@ -87,13 +109,10 @@ def _fit(
     """Everything that changes with the basis, for the matrices that are due and usable."""
     frame, projector, transport = p.frame, p.spec.projector, p.spec.transport
     stored, memory, fields = held
-    matrix = at_least_float32(matrix)
-    size = jnp.sum(jnp.abs(matrix), (-2, -1))
-    # Worked out here again: handed into the branch, it would be one more kernel a leaf.
-    waiting = ~memory.fitted  # matrix by matrix: one without a fit yet moves no other
-    usable = (due | waiting) & jnp.isfinite(size) & (size > 0)
+    due = due | ~memory.fitted  # matrix by matrix: one without a fit yet moves no other
     basis = p.decoded(stored)
-    fit = projector.refit_where(usable, frame, basis, frame.turn(matrix), memory.fitted, seed)
+    seed = _at_step(seed, count)
+    fit, usable = projector.refit_where(due, frame, basis, matrix, memory.fitted, seed)
     rule = p.spec.refresh.after(memory.rule, projector, frame, basis, fit, memory.fitted, usable)
     new = transport.basis(projector, frame, basis, fit)
     again = usable & memory.fitted  # before the first fit there is nothing to turn to
@@ -113,4 +132,12 @@ def _fit(
 
 def seed_of(name: str, count: jax.Array) -> jax.Array:
     """A function of leaf and step: the same on all replicas, and after a restore."""
-    return jnp.uint32(zlib.crc32(name.encode())) + count.astype(jnp.uint32)
+    return _at_step(_number_of(name), count)
+
+
+def _number_of(name: str) -> np.uint32:
+    return np.uint32(zlib.crc32(name.encode()))
+
+
+def _at_step(number: Any, count: jax.Array) -> jax.Array:
+    return number + count.astype(jnp.uint32)

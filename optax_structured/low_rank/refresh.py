@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from optax_structured.trees.placement import like, whole_matrices
 
 class Refresh(abc.ABC):
     """A rule; subclasses are frozen dataclasses. A leaf that was never fitted is due anyway."""
+
+    together: ClassVar[bool] = False  # whether all leaves of one record are due at the same steps
 
     def check(self, projector: Projector) -> None:  # noqa: B027  (nothing to check by default)
         """Raises ValueError for a projector that this rule cannot judge."""
@@ -72,6 +74,7 @@ class Periodic(Refresh):
       >>> spec = oxs.LowRank(rank=2, period=200, refresh=oxs.Periodic())
     """
 
+    together = True
     offset: int = 0
 
     def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:

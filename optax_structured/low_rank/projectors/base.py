@@ -12,6 +12,7 @@ from optax_structured.branch import branch
 from optax_structured.low_rank.frames import Frame, matrix_where
 from optax_structured.trees import Axes
 from optax_structured.trees.placement import product
+from optax_structured.trees.precision import at_least_float32
 
 Basis = Any  # a pytree of arrays
 Factors = Any  # what `project` and `lift` read
@@ -61,16 +62,33 @@ class Projector(abc.ABC):
           seed: () uint32, a function of the leaf's name and of the step.
         """
 
+    @property
+    def idles(self) -> bool:
+        """Whether `refit_where` does nothing, outside a conditional too, where nothing is due."""
+        return False
+
     def refit_where(
         self,
-        usable: jax.Array,
+        due: jax.Array,
         frame: Frame,
         basis: Basis,
-        gradient: jax.Array,
+        matrix: jax.Array,
         fitted: jax.Array,
         seed: Any,
-    ) -> Basis:
-        """`refit` for the matrices that are usable, bool of shape batch; the others keep theirs."""
+    ) -> tuple[Basis, jax.Array]:
+        r"""`refit` for the matrices that are due and can be fitted: finite, and not zero.
+
+        Args:
+          due: bool, of shape batch.
+          frame: the view of the leaf.
+          basis: the one before, which the other matrices keep.
+          matrix: the gradient as it lies in memory, (\*batch, m, n), in any precision.
+          fitted: bool, of shape batch; False where `basis` was never fitted.
+          seed: as for `refit`.
+
+        Returns:
+          The basis, and a bool of shape batch: which matrices were fitted.
+        """
 
         def fit(basis: Basis, usable: jax.Array, matrix: jax.Array, *rest: Any) -> Basis:
             new = self.refit(frame, basis, frame.turn(matrix), *rest)
@@ -79,9 +97,12 @@ class Projector(abc.ABC):
         def keep(basis: Basis, *_: Any) -> Basis:
             return basis
 
-        # As it lies in memory: an operand that is turned would be copied.
-        matrix = frame.turn(gradient)
-        return branch(jnp.any(usable), fit, keep, basis, usable, matrix, fitted, seed)
+        # Handed into the branch as it lies: an operand that is turned would be copied.
+        matrix = at_least_float32(matrix)
+        size = jnp.sum(jnp.abs(matrix), (-2, -1))
+        usable = due & jnp.isfinite(size) & (size > 0)
+        new = branch(jnp.any(usable), fit, keep, basis, usable, matrix, fitted, seed)
+        return new, usable
 
     @abc.abstractmethod
     def factors(self, frame: Frame, basis: Basis) -> Factors:

@@ -49,15 +49,14 @@ def singular_vectors(a: jax.Array) -> tuple[jax.Array, jax.Array]:
 def householder(rows: jax.Array) -> jax.Array:
     r"""Q of the factorisation LQ with positive diagonal of L: orthonormal whatever the rows are.
 
-    It is the QR of the columns, whose layout LAPACK shares with our rows: the barriers keep XLA
-    from moving the transposes, which are free where they are, to where they are copies.
+    It is the QR of the columns, whose layout LAPACK shares with our rows: the barrier keeps XLA
+    from moving a transpose, which is free where it is, to where it is a copy.
     """
 
     def one(rows: jax.Array) -> jax.Array:
         columns = transpose(jax.lax.optimization_barrier(rows))
         raw, reflectors = jnp.linalg.qr(columns, mode="raw")
-        q = jax.lax.linalg.householder_product(transpose(raw), reflectors)
-        q = jax.lax.optimization_barrier(transpose(q))
+        q = transpose(jax.lax.linalg.householder_product(transpose(raw), reflectors))
         flat = raw.reshape(*raw.shape[:-2], -1)
         diagonal = flat[..., :: raw.shape[-1] + 1]  # a stride, no kernel of its own
         negative = jnp.broadcast_to((diagonal < 0)[..., None], q.shape)

@@ -67,7 +67,7 @@ class RandomizedRange(OneSided):
         columns = min(rank + self.oversampling, frame.size, frame.length)
         rows = householder(sketch(gradient, columns, seed))
         rows = jax.lax.fori_loop(
-            0, self.power, lambda _, q: like(power_step(gradient, q, householder), q), rows
+            0, self.power, lambda _, q: like(power_step(gradient, q, householder)[0], q), rows
         )
         small = product(rows / magnitude(gradient), gradient)
         u = leading(product(small, small, HIGHEST, transpose_b=True), rank)

@@ -22,14 +22,18 @@ def power_step(
     gradient: jax.Array,
     rows: jax.Array,
     orthonormalize: Callable[[jax.Array], jax.Array],
+    *,
+    turned: bool = False,
     between: bool = False,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     r"""(\*batch, columns, size): the orthonormal factor of :math:`G G^\top Q`, transposed like Q.
 
-    What becomes the columns of P are rows, as bases are stored. `between` orthonormalises the first
-    product as well. Else that is scaled, so that the second has the gradient's magnitude and not
-    that of its square.
+    What becomes the columns of P are rows, as bases are stored. `turned` reads the gradient as its
+    transpose. `between` orthonormalises the first product as well. Else that is scaled, so that the
+    second has the gradient's magnitude and not that of its square. The second result is (\*batch,
+    1, 1), the `magnitude` of the first product.
     """
-    y = product(rows, gradient)
-    y = orthonormalize(y) if between else y / magnitude(y)
-    return orthonormalize(product(y, gradient, transpose_b=True))
+    y = product(rows, gradient, transpose_b=turned)
+    peak = magnitude(y)
+    y = orthonormalize(y) if between else y / peak
+    return orthonormalize(product(y, gradient, transpose_b=not turned)), peak

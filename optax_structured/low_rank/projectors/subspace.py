@@ -1,6 +1,7 @@
 """Subspace iteration, warm from the basis before: what SVD gives at a small part of its cost."""
 
 import dataclasses
+import functools
 import zlib
 from typing import Any
 
@@ -72,29 +73,58 @@ class SubspaceIteration(OneSided):
     def refit(
         self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: Any
     ) -> Basis:
-        usable = jnp.ones(frame.batch, bool)
-        return self.refit_where(usable, frame, basis, gradient, fitted, seed)
+        turns = jnp.where(fitted, self.iterations, self.cold_iterations)
+        return self._iterate(turns, frame, basis, frame.turn(gradient), judged=False)[0]
+
+    @property
+    def idles(self) -> bool:
+        return True
 
     def refit_where(
         self,
-        usable: jax.Array,
+        due: jax.Array,
         frame: Frame,
         basis: Basis,
-        gradient: jax.Array,
+        matrix: jax.Array,
         fitted: jax.Array,
         seed: Any,
-    ) -> Basis:
-        del seed
-        orthonormalize = ORTHONORMALIZE[self.orthonormalize]
-        between = self.orthonormalize == "cholesky"
-        # One loop for all cases, its length known only when it runs: one QR to compile.
-        turns = usable * (self.cold_iterations - fitted * (self.cold_iterations - self.iterations))
-        matrix = frame.turn(gradient)  # as it lies in memory: turned in the loop, it is not copied
+    ) -> tuple[Basis, jax.Array]:
+        turns = jnp.where(fitted, self.iterations, self.cold_iterations)
+        return self._iterate(jnp.where(due, turns, -1), frame, basis, matrix, judged=True)
 
-        def turn(i: jax.Array, old: jax.Array) -> jax.Array:
-            new = like(power_step(frame.turn(matrix), old, orthonormalize, between), old)
-            return matrix_where(i < turns, new, old) if frame.batch else new
+    def _iterate(
+        self, turns: jax.Array, frame: Frame, basis: Basis, matrix: jax.Array, *, judged: bool
+    ) -> tuple[Basis, jax.Array]:
+        """So many steps for each matrix, and which had all of theirs: a loop for all cases, its
+        length known only when it runs, so there is one QR to compile.
 
-        start = basis.astype(gradient.dtype)
-        most = jnp.max(turns, initial=0) if frame.batch else turns
-        return jax.lax.fori_loop(0, most, turn, start).astype(basis.dtype)
+        A gradient that is not finite, or zero, shows in the first product: if that is `judged`, it
+        ends the loop, and the basis stays.
+        """
+        step = functools.partial(
+            power_step,
+            orthonormalize=ORTHONORMALIZE[self.orthonormalize],
+            turned=frame.side == "cols",
+            between=self.orthonormalize == "cholesky",
+        )
+        narrow = matrix.dtype.itemsize < basis.dtype.itemsize
+
+        def turn(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            left, old = carry
+            # Tied to the basis, lest XLA widens it before the loop: at every step, that is.
+            gradient = jax.lax.optimization_barrier((matrix, old))[0] if narrow else matrix
+            new, peak = step(gradient, old)
+            new, peak = like(new.astype(old.dtype), old), peak[..., 0, 0]
+            usable = jnp.isfinite(peak) & (peak > jnp.finfo(peak.dtype).tiny) if judged else True
+            # `left - 1` is a negated constant for XLA, which its passes carry to and fro.
+            after = jnp.where(usable, left + (-1), -1)
+            if not frame.batch:
+                return after, matrix_where(jnp.asarray(usable), new, old)
+            active = left > 0
+            return jnp.where(active, after, left), matrix_where(active & usable, new, old)
+
+        def more(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return jnp.any(carry[0] > 0) if frame.batch else carry[0] > 0
+
+        left, new = jax.lax.while_loop(more, turn, (turns, basis))
+        return new, left == 0
