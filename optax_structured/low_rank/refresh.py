@@ -14,9 +14,12 @@ from optax_structured.trees.placement import like, whole_matrices
 
 
 class Refresh(abc.ABC):
-    """A rule; subclasses are frozen dataclasses. A leaf that was never fitted is due anyway."""
+    """A rule; subclasses are frozen dataclasses. A leaf that was never fitted is due anyway.
 
-    together: ClassVar[bool] = False  # whether all leaves of one record are due at the same steps
+    `together` says that all leaves of one record are due at the same steps: it is asked for one.
+    """
+
+    together: ClassVar[bool] = False
 
     def check(self, projector: Projector) -> None:  # noqa: B027  (nothing to check by default)
         """Raises ValueError for a projector that this rule cannot judge."""

@@ -56,6 +56,22 @@ def gaps(tx, grads):
 # The rules
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_rule_that_is_the_same_for_all_leaves_is_asked_once(together):
+    asked = []
+
+    class Counting(oxs.Refresh):
+        def due(self, state, count, period, share):
+            asked.append(share)
+            return count % period == 0
+
+    Counting.together = together
+    tx = projection(3, refresh=Counting())
+    grads = {name: normal(name, SHAPE) for name in "abcd"}
+    jax.eval_shape(tx.update, grads, jax.eval_shape(tx.init, grads))
+    assert asked == ([0] if together else [0, 1 / 4, 2 / 4, 3 / 4])
+
+
 def test_periodic():
     assert fits(projection(3)) == [0, 3, 6]
     assert fits(projection(1), steps=4) == [0, 1, 2, 3]

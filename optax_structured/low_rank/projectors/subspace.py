@@ -30,7 +30,8 @@ class SubspaceIteration(OneSided):
     diagonal, so columns keep their places and signs from fit to fit as far as the gradient does:
     flipping a column of the old basis flips that of the new one.
 
-    A step costs two products with the gradient and a QR of rank columns.
+    A step costs two products with the gradient and a QR of rank columns. A gradient that is
+    orthogonal to the whole basis does not say where to turn it, and counts as zero.
 
     Args:
       iterations: steps from a basis that was fitted before, at least 1; 1. One captures 99 % of the
