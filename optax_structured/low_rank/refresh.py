@@ -21,6 +21,11 @@ class Refresh(abc.ABC):
 
     together: ClassVar[bool] = False
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "due" in vars(cls):  # what a rule says of its `due`, another one does not inherit
+            cls.together = vars(cls).get("together", False)
+
     def check(self, projector: Projector) -> None:  # noqa: B027  (nothing to check by default)
         """Raises ValueError for a projector that this rule cannot judge."""
 

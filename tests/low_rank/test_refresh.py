@@ -72,6 +72,20 @@ def test_a_rule_that_is_the_same_for_all_leaves_is_asked_once(together):
     assert asked == ([0] if together else [0, 1 / 4, 2 / 4, 3 / 4])
 
 
+def test_another_due_has_to_say_for_itself_that_it_is_the_same_for_all_leaves():
+    class Early(Periodic):
+        def due(self, state, count, period, share):
+            return super().due(state, count + int(share * period), period, share)
+
+    class Renamed(Periodic):
+        pass
+
+    assert Renamed().together
+    assert not Early().together
+    names = tuple("abcd")
+    assert fits(projection(4, refresh=Early()), 6, names) == ([0, 4], [0, 3], [0, 2], [0, 1, 5])
+
+
 def test_periodic():
     assert fits(projection(3)) == [0, 3, 6]
     assert fits(projection(1), steps=4) == [0, 1, 2, 3]
