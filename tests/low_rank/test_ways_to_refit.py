@@ -16,7 +16,7 @@ SHAPES = {"tall": (12, 8), "wide": (8, 12), "also wide": (8, 12), "stack": (3, 8
 PROJECTORS = [
     SubspaceIteration(),
     SubspaceIteration(iterations=2, cold_iterations=1),
-    SubspaceIteration(orthonormalize="cholesky"),
+    pytest.param(SubspaceIteration(orthonormalize="cholesky"), marks=pytest.mark.slow),
 ]
 
 
@@ -48,7 +48,7 @@ def trajectory(projector, grads, **parts):
     return seen
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("projector", PROJECTORS, ids=repr)
 def test_both_ways_are_the_same(projector, dtype, monkeypatch):
     grads, found = gradients(dtype=dtype), []
