@@ -76,6 +76,6 @@ def matrix_where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array
     """The new one for each matrix that is chosen; what all share is new where any is."""
     if new.ndim < chosen.ndim:
         return jnp.where(jnp.any(chosen), new, old)
-    mask = jnp.expand_dims(chosen, tuple(range(chosen.ndim, new.ndim)))
-    mask = placement.like(jnp.broadcast_to(mask, new.shape), new)
-    return jnp.where(mask, new, placement.like(old, new))
+    # Not `jnp.where`: a function of its own, which would be compiled into each of its callers.
+    mask = placement.repeated(chosen, new)
+    return jax.lax.select(mask, new, placement.like(old, new))

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.branch import branch
 from optax_structured.checks import check_fraction, check_nonnegative
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
-from optax_structured.low_rank.frames import Frame, matrix_where
+from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.leaves import Projected, plan
 from optax_structured.low_rank.placing import Places
 from optax_structured.low_rank.projectors import SVD, OneSided, SubspaceIteration
@@ -47,20 +46,19 @@ class LDAdamState(NamedTuple):
 class SVDStart(SubspaceIteration):
     """Subspace iteration that begins at the leading singular vectors of the first gradient."""
 
-    def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
-    ) -> Basis:
-        warm = super().refit
-
-        def cold(basis: Basis, gradient: Any, fitted: Any, seed: Any) -> Basis:
-            first = SVD().refit(frame, basis, gradient, fitted, seed)
-            later = warm(frame, basis, gradient, fitted | True, seed)
-            return matrix_where(fitted, later, first)
-
-        def again(basis: Basis, gradient: Any, fitted: Any, seed: Any) -> Basis:
-            return warm(frame, basis, gradient, fitted | True, seed)
-
-        return branch(~jnp.all(fitted), cold, again, basis, gradient, fitted, seed)
+    def refit_where(
+        self,
+        due: jax.Array,
+        frame: Frame,
+        basis: Basis,
+        matrix: jax.Array,
+        fitted: jax.Array,
+        seed: Any,
+    ) -> tuple[Basis, jax.Array]:
+        rest = matrix, fitted, seed
+        basis, begun = SVD().refit_where(due & ~fitted, frame, basis, *rest)
+        basis, moved = super().refit_where(due & fitted, frame, basis, *rest)
+        return basis, begun | moved
 
 
 _DEFAULTS = LowRank(
@@ -194,11 +192,10 @@ def _moved(
     )
     rho = jnp.asarray(decays.rho, a.dtype)
     target = rho * before.lift(places.low_at_hand(mu / first)) + (1 - rho) * a
-    size = jnp.sum(jnp.abs(target), (-2, -1))
-    usable = jnp.isfinite(size) & (size > 0)
-    seed = seed_of(name, old.clock.count)
-    fit = projector.refit(frame, old.bases[name], frame.turn(target), old.fitted[name], seed)
-    basis = jax.tree.map(lambda f, b: matrix_where(usable, f, b), fit, old.bases[name])
+    always, seed = jnp.ones(frame.batch, bool), seed_of(name, old.clock.count)
+    basis, usable = projector.refit_where(
+        always, frame, old.bases[name], target, old.fitted[name], seed
+    )
     rotation = projector.overlap(frame, old.bases[name], basis)
     moved, nu = variance_aware(rotation, mu, nu, first, second)
     step = before._replace(factors=at_hand(basis))

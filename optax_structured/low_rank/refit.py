@@ -86,8 +86,8 @@ def _refit(
     operands = held, due, matrix, count, seed
     if not (_is_a_loop(p, held) and jax.device_count() == 1):
         return if_due(*operands)
-    # A loop of no turns is a conditional of its own, and half as much for XLA to compile. TPUs
-    # would narrow the gradient before it, at every step; and devices might gather something.
+    # A loop of no turns is a conditional of its own, and compiles sooner than one inside of one.
+    # TPUs would narrow the gradient before it, at every step; and devices might gather something.
     return jax.lax.platform_dependent(*operands, cpu=fit, default=if_due)
 
 

@@ -230,7 +230,10 @@ def average(before: jax.Array, new: Any, decay: Any) -> jax.Array:
 
 def divided(mean: jax.Array, square: jax.Array, eps: Any, gradient: jax.Array) -> jax.Array:
     """Adam's direction, in the dtype of the gradient."""
-    root = jnp.sqrt(square) + jnp.asarray(eps, square.dtype)
+    floor = (jnp if isinstance(eps, jax.Array) else np).asarray(eps, square.dtype)
+    root = jnp.sqrt(square) + floor
+    if isinstance(floor, np.ndarray) and floor > 0:
+        return (mean / root).astype(gradient.dtype)
     # An entry without any gradient so far is 0/0 when eps is 0: it stays where it is.
     return (mean / jax.lax.select(root == 0, jnp.ones_like(root), root)).astype(gradient.dtype)
 

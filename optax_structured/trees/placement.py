@@ -84,6 +84,15 @@ def like(x: jax.Array, other: jax.Array) -> jax.Array:
     return move(x, spec_of(other)) if on_explicit_mesh(x, other) else x
 
 
+def repeated(x: jax.Array, over: jax.Array) -> jax.Array:
+    """`x`, which has the leading axes of `over`, repeated along the others and placed as that is.
+
+    One operation for XLA: an axis of length 1 that is broadcast is three, and takes that much more
+    time to compile.
+    """
+    return like(jax.lax.broadcast_in_dim(x, over.shape, tuple(range(x.ndim))), over)
+
+
 def whole_matrices(x: jax.Array) -> jax.Array:
     """`x` with its last two axes on every device: what a factorisation asks for."""
     return move(x, (*spec_of(x)[:-2], (), ())) if on_explicit_mesh(x) else x

@@ -10,7 +10,7 @@ from recipes_table import normal
 from tolerances import reordered
 
 import optax_structured as oxs
-from optax_structured import LowRank, SubspaceIteration
+from optax_structured import SVD, LowRank, SubspaceIteration
 
 SHAPES = {"tall": (12, 8), "wide": (8, 12), "also wide": (8, 12), "stack": (3, 8, 12)}
 PROJECTORS = [
@@ -113,3 +113,19 @@ def test_narrow_gradients_are_widened_in_the_loop_and_not_before_it(monkeypatch)
     (loop,) = (line for line in text.splitlines() if " while(" in line)
     assert "bf16[32,96]" in loop
     assert " f32[32,96]" not in loop
+
+
+def test_a_refit_of_ones_own_is_not_passed_over(way):
+    class Leading(SubspaceIteration):
+        def refit(self, *args):
+            return SVD().refit(*args)
+
+    class Renamed(SubspaceIteration):
+        pass
+
+    assert Renamed().idles
+    assert not Leading().idles
+    # All are fitted after the second step; before, they are what each starts at.
+    found = (trajectory(projector, gradients())[1:] for projector in (Leading(), SVD()))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,22 @@ Factors = Any  # what `project` and `lift` read
 
 
 class Projector(abc.ABC):
-    """Where a low-rank leaf comes from; subclasses are frozen dataclasses and hold no arrays."""
+    """Where a low-rank leaf comes from; subclasses are frozen dataclasses and hold no arrays.
+
+    `idles` says that `refit_where` does nothing, outside a conditional too, where nothing is due.
+    """
+
+    idles: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = vars(cls)
+        if not own.keys() & {"refit", "refit_where"}:
+            return
+        # What was done, or said, in place of another `refit` is not inherited.
+        cls.idles = own.get("idles", False)
+        if "refit_where" not in own and cls.refit_where is not Projector.refit_where:
+            cls.refit_where = Projector.refit_where  # type: ignore[method-assign]
 
     def view(self, shape: Sequence[int], axes: Axes) -> Axes:
         """The axes that a frame of this leaf is given."""
@@ -61,11 +76,6 @@ class Projector(abc.ABC):
           fitted: bool, of shape batch; False where `basis` was never fitted.
           seed: () uint32, a function of the leaf's name and of the step.
         """
-
-    @property
-    def idles(self) -> bool:
-        """Whether `refit_where` does nothing, outside a conditional too, where nothing is due."""
-        return False
 
     def refit_where(
         self,

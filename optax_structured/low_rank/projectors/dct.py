@@ -12,7 +12,7 @@ from optax_structured.low_rank.projectors import cosines
 from optax_structured.low_rank.projectors.base import Basis, OneSided, transpose, widest
 from optax_structured.low_rank.projectors.orthonormal import magnitude
 from optax_structured.trees import Axes
-from optax_structured.trees.placement import like, whole_matrices
+from optax_structured.trees.placement import like, repeated, whole_matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,8 @@ class DCT(OneSided):
         def norm(x: jax.Array) -> jax.Array:
             if self.score == "l1":
                 return jnp.sum(jnp.abs(x), -1)
-            return jnp.sqrt(jnp.sum((x / scale) ** 2, -1))  # squares of any gradient are in range
+            # Scaled, the squares of any gradient are in range.
+            return jnp.sqrt(jnp.sum((x / repeated(scale, x)) ** 2, -1))
 
         scores = cosines.coordinate_norms(whole_matrices(gradient), self._kind(frame), norm)
         _, chosen = jax.lax.top_k(scores, basis.shape[-1])

@@ -13,19 +13,18 @@ import jax.numpy as jnp
 
 from optax_structured.branch import branch
 from optax_structured.low_rank.projectors.base import transpose
-from optax_structured.trees.placement import by_matrix, like, product
+from optax_structured.trees.placement import by_matrix, like, product, repeated
 
 Orthonormalize = Literal["qr", "cholesky"]
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def magnitude(x: jax.Array) -> jax.Array:
-    r"""(\*batch, 1, 1): the largest magnitude of each matrix, and never 0.
+    r"""(\*batch,): the largest magnitude of each matrix, and never 0.
 
     Dividing by it keeps squares of gradients of any scale from overflow and underflow.
     """
-    tiny = jnp.finfo(x.dtype).tiny
-    return jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=tiny)
+    return jnp.max(jnp.abs(x), axis=(-2, -1), initial=jnp.finfo(x.dtype).tiny)
 
 
 def fix_signs(vectors: jax.Array) -> jax.Array:
@@ -59,8 +58,7 @@ def householder(rows: jax.Array) -> jax.Array:
         q = transpose(jax.lax.linalg.householder_product(transpose(raw), reflectors))
         flat = raw.reshape(*raw.shape[:-2], -1)
         diagonal = flat[..., :: raw.shape[-1] + 1]  # a stride, no kernel of its own
-        negative = jnp.broadcast_to((diagonal < 0)[..., None], q.shape)
-        return jax.lax.select(negative, -q, q)
+        return jax.lax.select(repeated(diagonal < 0, q), -q, q)
 
     return like(by_matrix(one, rows), rows)
 

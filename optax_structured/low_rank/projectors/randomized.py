@@ -14,7 +14,7 @@ from optax_structured.low_rank.projectors.orthonormal import (
     magnitude,
 )
 from optax_structured.low_rank.projectors.range_finder import power_step, sketch
-from optax_structured.trees.placement import like, product
+from optax_structured.trees.placement import like, product, repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RandomizedRange(OneSided):
         rows = jax.lax.fori_loop(
             0, self.power, lambda _, q: like(power_step(gradient, q, householder)[0], q), rows
         )
-        small = product(rows / magnitude(gradient), gradient)
+        small = product(rows / repeated(magnitude(gradient), rows), gradient)
         u = leading(product(small, small, HIGHEST, transpose_b=True), rank)
         return like(
             fix_signs(product(rows, u, HIGHEST, transpose_a=True)).astype(matrix.dtype), matrix

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optax_structured.low_rank.projectors.hashing import uniform
 from optax_structured.low_rank.projectors.orthonormal import magnitude
-from optax_structured.trees.placement import product
+from optax_structured.trees.placement import product, repeated
 
 
 def sketch(gradient: jax.Array, columns: int, seed: jax.Array) -> jax.Array:
@@ -15,7 +15,7 @@ def sketch(gradient: jax.Array, columns: int, seed: jax.Array) -> jax.Array:
     *batch, _, length = gradient.shape
     omega = uniform(seed, columns, length, gradient.dtype)
     omega = jnp.broadcast_to(omega, (*batch, columns, length))
-    return product(omega / magnitude(gradient), gradient, transpose_b=True)
+    return product(omega / repeated(magnitude(gradient), omega), gradient, transpose_b=True)
 
 
 def power_step(
@@ -30,10 +30,12 @@ def power_step(
 
     What becomes the columns of P are rows, as bases are stored. `turned` reads the gradient as its
     transpose. `between` orthonormalises the first product as well. Else that is scaled, so that the
-    second has the gradient's magnitude and not that of its square. The second result is (\*batch,
-    1, 1), the `magnitude` of the first product.
+    second has the gradient's magnitude and not that of its square.
+
+    Returns:
+      That factor, and the `magnitude` of the first product.
     """
     y = product(rows, gradient, transpose_b=turned)
     peak = magnitude(y)
-    y = orthonormalize(y) if between else y / peak
+    y = orthonormalize(y) if between else y / repeated(peak, y)
     return orthonormalize(product(y, gradient, transpose_b=not turned)), peak

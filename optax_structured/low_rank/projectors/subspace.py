@@ -56,6 +56,7 @@ class SubspaceIteration(OneSided):
     <https://arxiv.org/abs/0909.4061>`_, 2011.
     """
 
+    idles = True
     iterations: int = 1
     cold_iterations: int = 3
     orthonormalize: Orthonormalize = "qr"
@@ -74,12 +75,8 @@ class SubspaceIteration(OneSided):
     def refit(
         self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: Any
     ) -> Basis:
-        turns = jnp.where(fitted, self.iterations, self.cold_iterations)
-        return self._iterate(turns, frame, basis, frame.turn(gradient), judged=False)[0]
-
-    @property
-    def idles(self) -> bool:
-        return True
+        due = jnp.ones(frame.batch, bool)
+        return self.refit_where(due, frame, basis, frame.turn(gradient), fitted, seed)[0]
 
     def refit_where(
         self,
@@ -90,18 +87,12 @@ class SubspaceIteration(OneSided):
         fitted: jax.Array,
         seed: Any,
     ) -> tuple[Basis, jax.Array]:
-        turns = jnp.where(fitted, self.iterations, self.cold_iterations)
-        return self._iterate(jnp.where(due, turns, -1), frame, basis, matrix, judged=True)
+        """One loop for all cases, its length known only when it runs: one QR to compile.
 
-    def _iterate(
-        self, turns: jax.Array, frame: Frame, basis: Basis, matrix: jax.Array, *, judged: bool
-    ) -> tuple[Basis, jax.Array]:
-        """So many steps for each matrix, and which had all of theirs: a loop for all cases, its
-        length known only when it runs, so there is one QR to compile.
-
-        A gradient that is not finite, or zero, shows in the first product: if that is `judged`, it
-        ends the loop, and the basis stays.
+        A gradient that is not finite, or zero, shows in the first product: that ends the loop, and
+        the basis stays.
         """
+        del seed
         step = functools.partial(
             power_step,
             orthonormalize=ORTHONORMALIZE[self.orthonormalize],
@@ -115,17 +106,18 @@ class SubspaceIteration(OneSided):
             # Tied to the basis, lest XLA widens it before the loop: at every step, that is.
             gradient = jax.lax.optimization_barrier((matrix, old))[0] if narrow else matrix
             new, peak = step(gradient, old)
-            new, peak = like(new.astype(old.dtype), old), peak[..., 0, 0]
-            usable = jnp.isfinite(peak) & (peak > jnp.finfo(peak.dtype).tiny) if judged else True
+            new = like(new.astype(old.dtype), old)
+            usable = jnp.isfinite(peak) & (peak > jnp.finfo(peak.dtype).tiny)
             # `left - 1` is a negated constant for XLA, which its passes carry to and fro.
             after = jnp.where(usable, left + (-1), -1)
             if not frame.batch:
-                return after, matrix_where(jnp.asarray(usable), new, old)
+                return after, matrix_where(usable, new, old)
             active = left > 0
             return jnp.where(active, after, left), matrix_where(active & usable, new, old)
 
         def more(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
             return jnp.any(carry[0] > 0) if frame.batch else carry[0] > 0
 
-        left, new = jax.lax.while_loop(more, turn, (turns, basis))
+        turns = jnp.where(fitted, self.iterations, self.cold_iterations)
+        left, new = jax.lax.while_loop(more, turn, (jnp.where(due, turns, -1), basis))
         return new, left == 0

@@ -12,7 +12,7 @@ from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.projectors.base import Projector, check_count, check_rank, transpose
 from optax_structured.low_rank.projectors.orthonormal import fix_signs, leading, magnitude
 from optax_structured.trees import Axes
-from optax_structured.trees.placement import like, product, whole_matrices
+from optax_structured.trees.placement import like, product, repeated, whole_matrices
 
 Matrices = tuple[jax.Array, ...]  # F_k, (*batch, n_k, r_k)
 
@@ -99,7 +99,7 @@ class Tucker(Projector):
         self, frame: Frame, basis: Matrices, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
     ) -> Matrices:
         del fitted, seed
-        tensor = _tensor(frame, gradient / magnitude(gradient))
+        tensor = _tensor(frame, gradient / repeated(magnitude(gradient), gradient))
         ranks = _ranks(frame)
 
         def direction(tensor: jax.Array, k: int) -> jax.Array:
