@@ -13,10 +13,7 @@ _SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 
 def steady_collectives(text):
-    """The communication that runs at every step, outside all conditionals: lines of HLO.
-
-    A loop whose length only the run knows may take no turn, and is a conditional too.
-    """
+    """The communication that runs at every step, outside all conditionals: lines of HLO."""
     computations, entry = _computations(text)
     seen, todo, found = set(), [entry], []
     while todo:
@@ -26,7 +23,7 @@ def steady_collectives(text):
         seen.add(name)
         for line in computations[name]:
             operation = _OPERATION.search(line)
-            if operation is None or operation[2] == "conditional" or _may_be_idle(line):
+            if operation is None or operation[2] == "conditional":
                 continue
             if operation[2] in COLLECTIVES:
                 found.append(line)
@@ -53,7 +50,7 @@ def unavoidable(text, word):
         if operation and operation[2] == "conditional":
             (sides,) = _SIDES.findall(line)
             return all(map(runs, _NAME.findall(sides)))
-        return word in line or not _may_be_idle(line) and any(map(runs, _CALLED.findall(line)))
+        return word in line or any(map(runs, _CALLED.findall(line)))
 
     return runs(entry)
 
@@ -62,10 +59,6 @@ def shapes_of(line):
     """The shapes of the results of one line of HLO."""
     results = _SHAPE.findall(_OPERATION.search(line)[1])
     return [tuple(map(int, filter(None, shape.split(",")))) for shape in results]
-
-
-def _may_be_idle(line):
-    return " while(" in line and "known_trip_count" not in line
 
 
 def _computations(text):

@@ -177,7 +177,7 @@ def _is_matrix(basis: Any) -> bool:
 
 
 def _batch(refresh: Any) -> tuple[int, ...]:
-    return tuple(refresh.fitted.shape)
+    return tuple(refresh.missing.shape)
 
 
 def _growth(low_rank: Any) -> float:

@@ -21,7 +21,7 @@ from optax_structured.trees import placement
 class RefreshState(NamedTuple):
     """When a leaf was and will be fitted."""
 
-    fitted: jax.Array  # (*batch,) bool: False until a usable gradient came; then due at every step
+    missing: jax.Array  # (*batch,) uint8: of the projector's first fits; due at every step until 0
     rule: Any  # memory of the refresh rule
 
 
@@ -75,27 +75,13 @@ def _refit(
     seed: jax.Array,
 ) -> Held:
     """The fit of one leaf, if some matrix of it is due."""
-    fit = functools.partial(_fit, p)
 
     def keep(held: Held, *_: Any) -> Held:
         return held
 
-    def if_due(held: Held, due: jax.Array, *rest: Any) -> Held:
-        return branch(jnp.any(due | ~held[1].fitted), fit, keep, held, due, *rest)
-
+    due = due | (held[1].missing > 0)  # matrix by matrix: a new one moves no other
     operands = held, due, matrix, count, seed
-    if not (_is_a_loop(p, held) and jax.device_count() == 1):
-        return if_due(*operands)
-    # A loop of no turns is a conditional of its own, and compiles sooner than one inside of one.
-    # TPUs would narrow the gradient before it, at every step; and devices might gather something.
-    return jax.lax.platform_dependent(*operands, cpu=fit, default=if_due)
-
-
-def _is_a_loop(p: Projected, held: Held) -> bool:
-    """Whether nothing happens at a refit but what the projector does, and that idles."""
-    _, memory, fields = held
-    more = p.spec.transport.moves_basis or fields or jax.tree.leaves(memory.rule) or p.spec.codec
-    return p.spec.projector.idles and not more
+    return branch(jnp.any(due), functools.partial(_fit, p), keep, *operands)
 
 
 def _fit(
@@ -109,13 +95,13 @@ def _fit(
     """Everything that changes with the basis, for the matrices that are due and usable."""
     frame, projector, transport = p.frame, p.spec.projector, p.spec.transport
     stored, memory, fields = held
-    due = due | ~memory.fitted  # matrix by matrix: one without a fit yet moves no other
+    fitted, new_one = memory.missing < projector.first_fits, memory.missing > 0
     basis = p.decoded(stored)
     seed = _at_step(seed, count)
-    fit, usable = projector.refit_where(due, frame, basis, matrix, memory.fitted, seed)
-    rule = p.spec.refresh.after(memory.rule, projector, frame, basis, fit, memory.fitted, usable)
+    fit, usable = projector.refit_where(due, frame, basis, matrix, fitted, seed)
+    rule = p.spec.refresh.after(memory.rule, projector, frame, basis, fit, ~new_one, usable)
     new = transport.basis(projector, frame, basis, fit)
-    again = usable & memory.fitted  # before the first fit there is nothing to turn to
+    again = usable & fitted  # before the first fit there is nothing to turn to
     if new is not fit:
         new = jax.tree.map(lambda n, f: matrix_where(again, n, f), new, fit)
     if fields:
@@ -127,7 +113,7 @@ def _fit(
     if p.spec.codec is not None:  # decoded and encoded again, kept codes might differ
         new = jax.tree.map(lambda n, s: matrix_where(usable, n, s), p.encoded(new), stored)
     stored = jax.tree.map(placement.like, new, stored)
-    return stored, RefreshState(memory.fitted | usable, rule), fields
+    return stored, RefreshState(memory.missing - (new_one & usable), rule), fields
 
 
 def seed_of(name: str, count: jax.Array) -> jax.Array:

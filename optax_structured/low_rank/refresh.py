@@ -14,7 +14,9 @@ from optax_structured.trees.placement import like, whole_matrices
 
 
 class Refresh(abc.ABC):
-    """A rule; subclasses are frozen dataclasses. A leaf that was never fitted is due anyway.
+    """A rule; subclasses are frozen dataclasses.
+
+    A leaf is due anyway until it had the first fits that its projector asks for, one at each step.
 
     `together` says that all leaves of one record are due at the same steps: it is asked for one.
     """

@@ -48,11 +48,6 @@ class Transport:
         return dict(fields)
 
     @property
-    def moves_basis(self) -> bool:
-        """Whether what is kept may be another basis than the projector's."""
-        return type(self).basis is not Transport.basis
-
-    @property
     def moves_moments(self) -> bool:
         """Whether the inner state has to pass through the refit at all."""
         return type(self).moments is not Transport.moments

@@ -104,8 +104,8 @@ def low_rank_projection(
             basis = p.encoded(spec.projector.init(frame, dtype))
             home = places.basis if spec.codec is None else places.codes
             bases[name] = jax.tree.map(home, basis)
-            fitted = places.basis(jnp.zeros(frame.batch, bool))
-            refresh[name] = RefreshState(fitted, spec.refresh.init(frame, spec.period))
+            missing = places.basis(jnp.full(frame.batch, spec.projector.first_fits, jnp.uint8))
+            refresh[name] = RefreshState(missing, spec.refresh.init(frame, spec.period))
             residual[name] = spec.residual.init(frame, dtype, places)
             low[name] = places.low(spec.projector.low_shape(frame), dtype)
         state = inner.init(low)

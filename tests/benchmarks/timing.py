@@ -51,7 +51,7 @@ class Turns:
 
     def __init__(self, runs, rounds):
         for run in runs.values():
-            run(), run()
+            run(), run(), run()  # as many steps as a new subspace is fitted
         self.times = {name: [] for name in runs}
         for _ in range(rounds):
             for name, run in runs.items():

@@ -41,13 +41,6 @@ def test_one_trace_a_shape(traces):
     assert traces == ["", ""]  # of (8, 6) and (6, 8)
 
 
-def test_one_trace_a_shape_and_way(traces, monkeypatch):
-    """On one device CPUs have a way of their own."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    after_two_refits(oxs.LowRank(2, period=1), normal_tree("params", SHAPES))
-    assert traces == ["", "", "", ""]
-
-
 @pytest.mark.parametrize("projector", [oxs.SubspaceIteration(), oxs.RandomizedRange(), oxs.SVD()])
 def test_each_leaf_is_fitted_to_its_own_gradient(projector):
     """And begins at numbers of its own: what else is in the tree does not matter."""

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +21,16 @@ Factors = Any  # what `project` and `lift` read
 class Projector(abc.ABC):
     """Where a low-rank leaf comes from; subclasses are frozen dataclasses and hold no arrays.
 
-    `idles` says that `refit_where` does nothing, outside a conditional too, where nothing is due.
+    A leaf is due at every step until it was fitted `first_fits` times, 1 to 255.
     """
 
-    idles: ClassVar[bool] = False
+    first_fits: int = 1
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        own = vars(cls)
-        if not own.keys() & {"refit", "refit_where"}:
-            return
-        # What was done, or said, in place of another `refit` is not inherited.
-        cls.idles = own.get("idles", False)
-        if "refit_where" not in own and cls.refit_where is not Projector.refit_where:
-            cls.refit_where = Projector.refit_where  # type: ignore[method-assign]
+        own, here = vars(cls), Projector.refit_where
+        if "refit" in own and "refit_where" not in own and cls.refit_where is not here:
+            cls.refit_where = here  # type: ignore[method-assign]  # not that of another `refit`
 
     def view(self, shape: Sequence[int], axes: Axes) -> Axes:
         """The axes that a frame of this leaf is given."""
@@ -209,10 +205,12 @@ def _narrow(factors: jax.Array, leaf: jax.Array) -> jax.Array:
     return factors.astype(jnp.float32) if wider else factors
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name} must be a Python int of at least {least}, got {value!r}")
+def check_count(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises ValueError unless `value` is a whole number, `least` to `most`."""
+    whole = not isinstance(value, bool) and hasattr(value, "__index__")
+    if not whole or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a Python int {limits}, got {value!r}")
 
 
 def check_rank(rank: Any) -> None:
