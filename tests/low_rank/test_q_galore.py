@@ -70,15 +70,15 @@ def test_what_is_in_codes_by_default():
 
 @pytest.mark.parametrize("projector", [oxs.SVD(), oxs.SubspaceIteration()], ids=repr)
 def test_gaps_double_while_the_gradient_stays(projector):
-    """200, then 400 at step 1000, 800 at 1200 and 1600 at 1600, in units of 100 steps."""
+    """200, then 400 at step 1000, 800 at 1200 and 1600 at 1600, in units of 50 steps."""
     g = normal_tree("g", SMALL)
-    tx = oxs.q_galore(0.01, oxs.LowRank(2, period=2, projector=projector))
-    gaps = [int(s[0].refresh["kernel"].rule.gap) for _, s in trajectory(tx, g, [g] * 18)]
+    tx = oxs.q_galore(0.01, oxs.LowRank(2, period=4, projector=projector))
+    gaps = [int(s[0].refresh["kernel"].rule.gap) for _, s in trajectory(tx, g, [g] * 36)]
     assert {t: gap for t, gap in enumerate(gaps) if gap != gaps[t - 1]} == {
-        10: 4,
-        12: 8,
-        16: 16,
-        0: 2,
+        20: 8,
+        24: 16,
+        32: 32,
+        0: 4,
     }
 
 
