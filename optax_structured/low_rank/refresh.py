@@ -64,8 +64,8 @@ class Refresh(abc.ABC):
           frame: of the leaf.
           old: the basis before.
           new: the basis after.
-          before: (\\*batch,) bool, which matrices had been fitted; what `old` says of others is
-            arbitrary.
+          before: (\\*batch,) bool, which matrices had their first fits; what `old` says of others
+            is arbitrary.
           now: (\\*batch,) bool, which matrices are fitted now; the others keep their basis.
         """
         return state

@@ -28,9 +28,10 @@ class Projector(abc.ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        own, here = vars(cls), Projector.refit_where
-        if "refit" in own and "refit_where" not in own and cls.refit_where is not here:
-            cls.refit_where = here  # type: ignore[method-assign]  # not that of another `refit`
+        own, from_refit = vars(cls), Projector.refit_where
+        # What was written in place of another `refit` would pass this one over.
+        if "refit" in own and "refit_where" not in own and cls.refit_where is not from_refit:
+            cls.refit_where = from_refit  # type: ignore[method-assign]
 
     def view(self, shape: Sequence[int], axes: Axes) -> Axes:
         """The axes that a frame of this leaf is given."""

@@ -90,7 +90,7 @@ class SubspaceIteration(OneSided):
         fitted: jax.Array,
         seed: Any,
     ) -> tuple[Basis, jax.Array]:
-        """A gradient that is not finite, or zero, shows in the first product."""
+        """Judges a gradient, finite and not zero, by the first product: no pass of its own."""
         del fitted, seed
         step = functools.partial(
             power_step,
