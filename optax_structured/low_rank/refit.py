@@ -21,7 +21,7 @@ from optax_structured.trees import placement
 class RefreshState(NamedTuple):
     """When a leaf was and will be fitted."""
 
-    missing: jax.Array  # (*batch,) uint8: of the projector's first fits; due at every step until 0
+    missing: jax.Array  # (*batch,) int8: of the projector's first fits; due at every step until 0
     rule: Any  # memory of the refresh rule
 
 

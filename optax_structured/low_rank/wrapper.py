@@ -104,7 +104,7 @@ def low_rank_projection(
             basis = p.encoded(spec.projector.init(frame, dtype))
             home = places.basis if spec.codec is None else places.codes
             bases[name] = jax.tree.map(home, basis)
-            missing = places.basis(jnp.full(frame.batch, spec.projector.first_fits, jnp.uint8))
+            missing = places.basis(jnp.full(frame.batch, spec.projector.first_fits, jnp.int8))
             refresh[name] = RefreshState(missing, spec.refresh.init(frame, spec.period))
             residual[name] = spec.residual.init(frame, dtype, places)
             low[name] = places.low(spec.projector.low_shape(frame), dtype)

@@ -67,7 +67,7 @@ def test_the_state_counts_what_is_missing():
     states = [state.refresh for _, state in trajectory(SubspaceIteration())]
     assert [int(s["tall"].missing) for s in states[:5]] == [3, 2, 1, 0, 0]
     assert [s["stack"].missing.tolist() for s in states[:3]] == [[2, 3, 2], [1, 2, 1], [0, 1, 0]]
-    assert states[0]["stack"].missing.dtype == jnp.uint8
+    assert states[0]["stack"].missing.dtype == jnp.int8
 
 
 def test_the_first_fits_come_close_to_an_svd():

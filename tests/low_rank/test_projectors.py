@@ -537,7 +537,7 @@ class TestTucker:
         (lambda: SubspaceIteration(iterations=0), "iterations must be a Python int of at least 1"),
         (
             lambda: SubspaceIteration(first_fits=300),
-            "first_fits must be a Python int from 1 to 255",
+            "first_fits must be a Python int from 1 to 127",
         ),
         (lambda: SubspaceIteration(orthonormalize="svd"), "must be 'qr' or 'cholesky', got 'svd'"),
         (lambda: RandomizedRange(oversampling=-1), "oversampling must be .* at least 0, got -1"),

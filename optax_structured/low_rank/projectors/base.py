@@ -21,7 +21,7 @@ Factors = Any  # what `project` and `lift` read
 class Projector(abc.ABC):
     """Where a low-rank leaf comes from; subclasses are frozen dataclasses and hold no arrays.
 
-    A leaf is due at every step until it was fitted `first_fits` times, 1 to 255.
+    A leaf is due at every step until it was fitted `first_fits` times, 1 to 127.
     """
 
     first_fits: int = 1

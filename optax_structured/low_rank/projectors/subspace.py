@@ -39,7 +39,7 @@ class SubspaceIteration(OneSided):
     Args:
       iterations: steps of each fit, at least 1; 1. One captures 99 % of the energy of an SVD or
         more where spectra decay, two come closer on flat ones.
-      first_fits: fits of a new leaf, one at each of its first steps, 1 to 255; 3. One is enough for
+      first_fits: fits of a new leaf, one at each of its first steps, 1 to 127; 3. One is enough for
         ranks of a quarter of the size.
       orthonormalize: `"qr"` (default), Householder, orthonormal whatever the gradient; or
         `"cholesky"`, two passes of shifted Cholesky-QR after each product, which gather no sharded
@@ -66,7 +66,7 @@ class SubspaceIteration(OneSided):
 
     def __post_init__(self) -> None:
         check_count("iterations", self.iterations, 1)
-        check_count("first_fits", self.first_fits, 1, 255)
+        check_count("first_fits", self.first_fits, 1, 127)
         check_orthonormalize(self.orthonormalize)
 
     def init(self, frame: Frame, dtype: Any) -> Basis:
