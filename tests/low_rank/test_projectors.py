@@ -20,6 +20,7 @@ from optax_structured.low_rank.projectors import (
     Tucker,
     TwoSided,
     cosines,
+    orthonormal,
 )
 from optax_structured.low_rank.projectors.tucker import fractional_rank
 from optax_structured.trees import Axes
@@ -116,6 +117,14 @@ def hard_gradients(dtype):
         "tiny": 1e-30 * plain,
         "huge": 1e30 * plain,
     }
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 5), (2, 3, 5)])
+def test_both_ways_to_a_diagonal(shape):
+    wide = normal(shape)
+    expected = np.diagonal(wide, axis1=-2, axis2=-1)
+    np.testing.assert_array_equal(orthonormal.strided_diagonal(wide), expected)
+    np.testing.assert_array_equal(orthonormal.masked_diagonal(wide), expected)
 
 
 class TestOrthonormality:

@@ -56,11 +56,21 @@ def householder(rows: jax.Array) -> jax.Array:
         columns = transpose(jax.lax.optimization_barrier(rows))
         raw, reflectors = jnp.linalg.qr(columns, mode="raw")
         q = transpose(jax.lax.linalg.householder_product(transpose(raw), reflectors))
-        flat = raw.reshape(*raw.shape[:-2], -1)
-        diagonal = flat[..., :: raw.shape[-1] + 1]  # a stride, no kernel of its own
+        diagonal = jax.lax.platform_dependent(raw, cpu=strided_diagonal, default=masked_diagonal)
         return jax.lax.select(repeated(diagonal < 0, q), -q, q)
 
     return like(by_matrix(one, rows), rows)
+
+
+def strided_diagonal(wide: jax.Array) -> jax.Array:
+    r"""(\*batch, m) of (\*batch, m, n), m <= n: for CPUs no kernel of its own."""
+    return wide.reshape(*wide.shape[:-2], -1)[..., :: wide.shape[-1] + 1]
+
+
+def masked_diagonal(wide: jax.Array) -> jax.Array:
+    """The same for TPUs, whose compiler runs out of memory over such a stride in a large stack."""
+    square = wide[..., : wide.shape[-2]]
+    return jnp.sum(jnp.where(jnp.eye(square.shape[-1], dtype=bool), square, 0), -1)
 
 
 def cholesky_qr2(rows: jax.Array) -> jax.Array:
