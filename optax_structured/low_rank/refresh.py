@@ -73,7 +73,7 @@ class Refresh(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Periodic(Refresh):
-    """All leaves at the same steps: the first, and every `period` after it.
+    """All leaves at the same steps: their first fits, and every `period` steps.
 
     Args:
       offset: steps by which later refits come early. The published DCT-AdamW counts its steps from
@@ -93,7 +93,7 @@ class Periodic(Refresh):
 
 @dataclasses.dataclass(frozen=True)
 class Staggered(Refresh):
-    """Each leaf at steps of its own, spread evenly over the period; all at the first step.
+    """Each leaf at steps of its own, spread evenly over the period; all at their first fits.
 
     Flattens the step time, and never moves all subspaces at once.
 
@@ -108,7 +108,7 @@ class Staggered(Refresh):
 
 @dataclasses.dataclass(frozen=True)
 class External(Refresh):
-    """Only where the extra argument `refresh` of the update says so.
+    """Only where the extra argument `refresh` of the update says so, after the first fits.
 
     `update(grads, state, params, refresh=mask)` with a bool for all leaves, or a tree of them like
     the parameters. The mask overrides every other rule as well.

@@ -65,7 +65,7 @@ def low_rank_projection(
     Returns:
       An element that passes unknown extra arguments on to `inner`. The extra argument `refresh`, a
       bool or a tree of them like the parameters, says which leaves to fit now, in place of their
-      own rule. Its state is `LowRankState`.
+      own rule; the first fits of a new leaf come anyway. Its state is `LowRankState`.
 
     Raises:
       TypeError, ValueError: no leaf can be projected, a rule that matches nothing or gives a leaf

@@ -232,10 +232,10 @@ def divided(mean: jax.Array, square: jax.Array, eps: Any, gradient: jax.Array) -
     """Adam's direction, in the dtype of the gradient."""
     floor = (jnp if isinstance(eps, jax.Array) else np).asarray(eps, square.dtype)
     root = jnp.sqrt(square) + floor
-    if isinstance(floor, np.ndarray) and floor > 0:
-        return (mean / root).astype(gradient.dtype)
-    # An entry without any gradient so far is 0/0 when eps is 0: it stays where it is.
-    return (mean / jax.lax.select(root == 0, jnp.ones_like(root), root)).astype(gradient.dtype)
+    if isinstance(floor, jax.Array) or floor == 0:
+        # An entry without any gradient so far is 0/0 when eps is 0: it stays where it is.
+        root = jax.lax.select(root == 0, jnp.ones_like(root), root)
+    return (mean / root).astype(gradient.dtype)
 
 
 def _check_adam(b1: Any, b2: Any, eps: Any) -> None:

@@ -87,7 +87,7 @@ def like(x: jax.Array, other: jax.Array) -> jax.Array:
 def repeated(x: jax.Array, over: jax.Array) -> jax.Array:
     """`x`, which has the leading axes of `over`, repeated along the others and placed as that is.
 
-    One operation for XLA: an axis of length 1 that is broadcast is three, and takes that much more
+    One operation for XLA: an axis of length 1 that is broadcast is four, and takes that much more
     time to compile.
     """
     return like(jax.lax.broadcast_in_dim(x, over.shape, tuple(range(x.ndim))), over)
