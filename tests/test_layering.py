@@ -13,13 +13,13 @@ ROOT = pathlib.Path(optax_structured.__file__).parent
 
 FLOORS = [
     {"branch", "checks", "trees"},
-    {"regularizers", "low_rank.frames", "turns"},
+    {"regularizers", "low_rank.frames", "states", "turns"},
     {"low_rank.projectors"},
     {"clock"},  # the first that may import optax: all below is numerics
     {"quantization", "transforms"},
     {"proximal", "low_rank"},
     {"recipes"},
-    {"diagnostics", "memory", "sharding", "states"},
+    {"diagnostics", "memory", "sharding"},
     {"planning", "report", "training", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}

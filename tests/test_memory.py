@@ -21,8 +21,8 @@ from optax_structured.memory import (
     published_numbers,
 )
 from optax_structured.quantization import AffineCode
+from optax_structured.states.ownership import owned_leaves
 from optax_structured.trees import named_leaves
-from optax_structured.trees.owners import owned_leaves
 
 # GB at two bytes a number, as published tables count; "+rest" has Adam on what is not projected.
 PUBLISHED = {

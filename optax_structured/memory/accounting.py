@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_structured.memory.formulas import published_numbers
+from optax_structured.states.ownership import owned_leaves
 from optax_structured.trees import as_rules, resolve
-from optax_structured.trees.owners import owned_leaves
 
 Shape = tuple[int, ...]
 

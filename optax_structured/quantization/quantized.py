@@ -10,8 +10,8 @@ from optax_structured.quantization.affine import Affine
 from optax_structured.quantization.dynamic import Dynamic
 from optax_structured.quantization.fields import FIELDS, Fields, kinds
 from optax_structured.quantization.leaf_by_leaf import Plan, leaf_by_leaf
+from optax_structured.states.ownership import owned_leaves
 from optax_structured.trees import Rules, as_rules, named_leaves, resolve
-from optax_structured.trees.owners import owned_leaves
 from optax_structured.trees.precision import finite
 
 

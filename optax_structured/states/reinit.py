@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
+from optax_structured.states.ownership import owned_leaves
 from optax_structured.trees import rules
-from optax_structured.trees.owners import owned_leaves
 
 
 def reinit(tx: Any, state: Any, params: Any, where: str) -> Any:
