@@ -40,6 +40,11 @@ def check_fraction(name: str, value: Any) -> None:
     _check(name, value, lambda x: 0 <= x < 1, "in [0, 1)")
 
 
+def check_share(name: str, value: Any) -> None:
+    """Raises ValueError unless `0 <= value <= 1` (or `value` is traced, or a schedule)."""
+    _check(name, value, lambda x: 0 <= x <= 1, "in [0, 1]")
+
+
 def check_params(element: str, params: Any) -> None:
     """Raises ValueError if `element` was updated without the current parameters."""
     if params is None:

@@ -16,6 +16,7 @@ from optax_structured.transforms.limiter import (
     norm_growth_limiter,
 )
 from optax_structured.transforms.newton_schulz import newton_schulz, orthogonalize
+from optax_structured.transforms.storm import StormState, corrected_average, storm
 from optax_structured.transforms.weight_norm import (
     LookaheadState,
     WeightNormalizedState,
@@ -30,9 +31,11 @@ __all__ = [
     "DecayState",
     "LookaheadState",
     "NormGrowthLimiterState",
+    "StormState",
     "WeightNormalizedState",
     "accumulate",
     "bias_correction",
+    "corrected_average",
     "debiased_adam",
     "decay_updated_weights",
     "limit",
@@ -40,6 +43,7 @@ __all__ = [
     "newton_schulz",
     "norm_growth_limiter",
     "orthogonalize",
+    "storm",
     "uncorrected_adam",
     "uncorrected_rms",
     "weight_normalized",
