@@ -13,9 +13,9 @@ ROOT = pathlib.Path(optax_structured.__file__).parent
 
 FLOORS = [
     {"branch", "checks", "trees"},
-    {"regularizers", "low_rank.frames", "states", "turns"},
+    {"regularizers", "low_rank.frames", "turns"},
     {"low_rank.projectors"},
-    {"clock"},  # the first that may import optax: all below is numerics
+    {"clock", "states"},  # the first that may import optax: all below is numerics
     {"quantization", "transforms"},
     {"proximal", "low_rank"},
     {"recipes"},

@@ -21,7 +21,6 @@ from optax_structured.memory import (
     published_numbers,
 )
 from optax_structured.quantization import AffineCode
-from optax_structured.states.ownership import owned_leaves
 from optax_structured.trees import named_leaves
 
 # GB at two bytes a number, as published tables count; "+rest" has Adam on what is not projected.
@@ -270,7 +269,7 @@ def test_bytes_are_those_of_the_real_state(name, model):
     assert report.shared_bytes <= 64  # counters, hyperparameters: nothing that grows
 
 
-def test_arrays_go_to_the_leaf_of_the_same_path_or_name():
+def test_arrays_go_to_the_leaf_that_they_belong_to():
     params = {"a": {"kernel": jnp.ones((4, 3)), "count": jnp.ones(2)}, "kernel": jnp.ones(5)}
     moments = {"a/kernel": 12, "a/count": 2, "kernel": 5}
     labels = jax.tree.map(lambda _: "on", params)
@@ -281,8 +280,14 @@ def test_arrays_go_to_the_leaf_of_the_same_path_or_name():
     ):
         report = oxs.memory_report(tx, params)
         assert {leaf.path: leaf.state_numbers for leaf in report.leaves} == moments
-    by_name = {"count": jnp.ones(()), "bases": {"a/kernel": (jnp.ones(7), jnp.ones(1))}}
-    assert [path for path, _ in owned_leaves(by_name, params)] == ["a/kernel", "a/kernel", None]
+
+
+def test_names_play_no_part():
+    """Indices are those of a chain, too, and parameters may be called like fields and settings."""
+    adam = optax.inject_hyperparams(optax.adam)(1e-3)
+    for params in ([jnp.ones(3), jnp.ones(4)], {"b1": jnp.ones(3), "count": jnp.ones(4)}):
+        first, second = oxs.memory_report(adam, params).leaves
+        assert (first.state_numbers, second.state_numbers) == (6, 8)
 
 
 def test_masked_leaves_hold_no_state():

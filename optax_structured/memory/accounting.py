@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_structured.memory.formulas import published_numbers
-from optax_structured.states.ownership import owned_leaves
+from optax_structured.states import owners
 from optax_structured.trees import as_rules, resolve
 
 Shape = tuple[int, ...]
@@ -159,7 +159,7 @@ def memory_report(
     """Weights, gradients and optimizer state of each leaf and in total, without allocating.
 
     Walks the actual state, `jax.eval_shape(tx.init, params)`, and gives each array to the parameter
-    whose path or name its own key path contains.
+    that its place in the state belongs to.
 
     Args:
       tx: any optax transformation.
@@ -194,18 +194,18 @@ def memory_report(
     (8324, 8192, 8225)
     """
     params = _shapes(params)
-    numbers: collections.Counter[str | None] = collections.Counter()
-    sizes: collections.Counter[str | None] = collections.Counter()
-    codes: collections.Counter[str | None] = collections.Counter()
-    for path, leaf in owned_leaves(abstract_state(tx, params), params):
-        numbers[path] += leaf.size
-        sizes[path] += _bytes(leaf)
-        codes[path] += _bytes(leaf) if leaf.dtype == jnp.uint8 else 0
+    numbers: collections.Counter[int | None] = collections.Counter()
+    sizes: collections.Counter[int | None] = collections.Counter()
+    codes: collections.Counter[int | None] = collections.Counter()
+    state = abstract_state(tx, params)
+    for owner, leaf in zip(owners(tx, state, params), jax.tree.leaves(state), strict=True):
+        numbers[owner] += leaf.size
+        sizes[owner] += _bytes(leaf)
+        codes[owner] += _bytes(leaf) if leaf.dtype == jnp.uint8 else 0
     formula = published_numbers(method, structure, params) if method else {}
     leaves = []
-    for item, spec in zip(
-        as_rules(structure).assign(params), resolve(structure, params), strict=True
-    ):
+    assigned = zip(as_rules(structure).assign(params), resolve(structure, params), strict=True)
+    for i, (item, spec) in enumerate(assigned):
         rule = "" if structure is None else item.rule or "default"
         leaves.append(
             LeafMemory(
@@ -215,9 +215,9 @@ def memory_report(
                 rule,
                 spec,
                 _bytes(item.leaf),
-                numbers[item.path],
-                sizes[item.path],
-                codes[item.path],
+                numbers[i],
+                sizes[i],
+                codes[i],
                 formula.get(item.path),
             )
         )

@@ -23,7 +23,7 @@ class Plan:
     """What becomes of each array of the inner state."""
 
     paths: Sequence[str]  # of the parameters
-    owners: Sequence[str | None]  # the parameter that each array belongs to
+    owners: Sequence[int | None]  # the position of the parameter that each array belongs to
     leaves: Sequence[Any]  # the arrays, abstract and decoded
     codecs: Sequence[Dynamic | None]
 
@@ -52,7 +52,9 @@ class Plan:
         try:
             return codec.encode_blocks(x, self.leaves[i].shape) if in_blocks else codec.encode(x)
         except ValueError as error:
-            error.add_note(f"quantized: in the state of {self.owners[i]!r}")
+            owner = self.owners[i]
+            assert owner is not None  # it has a codec
+            error.add_note(f"quantized: in the state of {self.paths[owner]!r}")
             raise
 
     def decode(self, i: int, x: Any, in_blocks: bool = False) -> jax.Array:
@@ -110,8 +112,8 @@ def leaf_by_leaf(
     structure: Any
     outputs, structure = jax.tree.flatten(program.shapes)
     made: list[Any] = [None] * len(outputs)
-    for k, path in enumerate(plan.paths):
-        mine = [i for i, owner in enumerate(plan.owners) if owner == path]
+    for k in range(count):
+        mine = [i for i, owner in enumerate(plan.owners) if owner == k]
         due, shape = [k, *(count + i for i in mine)], outputs[k].shape
         block = plan.block(mine, shape)
         if block and program.is_entrywise(due, shape):
@@ -127,7 +129,7 @@ def leaf_by_leaf(
             made[count + i] = x
             if is_encoded(x):
                 turn = zero_after(x.codes, turn)
-    rest = [count + i for i, owner in enumerate(plan.owners) if owner not in plan.paths]
+    rest = [count + i for i, owner in enumerate(plan.owners) if owner is None]
     shared = plan.encode([i - count for i in rest], program.run(rest))
     for i, x in zip(rest, shared, strict=True):
         made[i] = x

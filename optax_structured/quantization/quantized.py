@@ -10,7 +10,7 @@ from optax_structured.quantization.affine import Affine
 from optax_structured.quantization.dynamic import Dynamic
 from optax_structured.quantization.fields import FIELDS, Fields, kinds
 from optax_structured.quantization.leaf_by_leaf import Plan, leaf_by_leaf
-from optax_structured.states.ownership import owned_leaves
+from optax_structured.states import owners
 from optax_structured.trees import Rules, as_rules, named_leaves, resolve
 from optax_structured.trees.precision import finite
 
@@ -87,15 +87,15 @@ def quantized(
     def plan(params: Any) -> Plan:
         state = jax.eval_shape(inner.init, params)
         paths = [name for name, _ in named_leaves(params)]
-        codecs = dict(zip(paths, resolve(table, params), strict=True))
-        owners = [name for name, _ in owned_leaves(state, params)]
+        codecs = resolve(table, params)
+        owned = owners(inner, state, params)
         leaves = jax.tree.leaves(state)
         roles = kinds(state, known, min_size)
         chosen = [
-            _codec(codecs.get(name or ""), kind) if leaf.size >= min_size else None
-            for name, kind, leaf in zip(owners, roles, leaves, strict=True)
+            None if i is None or leaf.size < min_size else _codec(codecs[i], kind)
+            for i, kind, leaf in zip(owned, roles, leaves, strict=True)
         ]
-        return Plan(paths, owners, leaves, chosen)
+        return Plan(paths, owned, leaves, chosen)
 
     def init(params: Any) -> QuantizedState:
         todo = plan(params)

@@ -1,6 +1,6 @@
 """What an array of an optimizer state is: the parameter it belongs to, and its role."""
 
-from optax_structured.states.ownership import owned_leaves
+from optax_structured.states.ownership import owners
 from optax_structured.states.reinit import reinit
 
-__all__ = ["owned_leaves", "reinit"]
+__all__ = ["owners", "reinit"]

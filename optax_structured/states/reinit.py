@@ -1,10 +1,10 @@
-"""Surgery on optimizer states, whatever transformation made them."""
+"""Starting a part of an optimizer state again, whatever transformation made it."""
 
 from typing import Any
 
 import jax
 
-from optax_structured.states.ownership import owned_leaves
+from optax_structured.states.ownership import owners
 from optax_structured.trees import rules
 
 
@@ -34,9 +34,7 @@ def reinit(tx: Any, state: Any, params: Any, where: str) -> Any:
     >>> reinit(tx, state, params, "head").trace
     {'body': Array([1., 1.], dtype=float32), 'head': Array([0., 0.], dtype=float32)}
     """
-    chosen = {
-        item.path for item in rules((where, True), default=False).assign(params) if item.value
-    }
+    table = rules((where, True), default=False).assign(params)
     fresh = tx.init(params)
     structure: Any = jax.tree.structure(state)
     if structure != jax.tree.structure(fresh):
@@ -45,11 +43,13 @@ def reinit(tx: Any, state: Any, params: Any, where: str) -> Any:
             "and the parameters that the state was made for"
         )
     leaves = []
-    for (owner, new), leaf in zip(owned_leaves(fresh, params), jax.tree.leaves(state), strict=True):
-        if new.shape != leaf.shape:
+    old_and_new = zip(jax.tree.leaves(state), jax.tree.leaves(fresh), strict=True)
+    for (old, new), owner in zip(old_and_new, owners(tx, fresh, params), strict=True):
+        if new.shape != old.shape:
+            of = "what all parameters share" if owner is None else repr(table[owner].path)
             raise ValueError(
-                f"reinit: the state of {owner!r} has an array of shape {leaf.shape} where "
+                f"reinit: the state of {of} has an array of shape {old.shape} where "
                 f"tx.init(params) makes {new.shape}"
             )
-        leaves.append(new if owner in chosen else leaf)
-    return jax.tree.unflatten(structure, leaves)
+        leaves.append(new if owner is not None and table[owner].value else old)
+    return structure.unflatten(leaves)

@@ -75,7 +75,9 @@ def weight_normalized(
 
     def init(params: Any) -> WeightNormalizedState:
         gains = {name: _norms(w) for name, (_, w) in _views(where, params).items()}
-        lengths = {name: jnp.copy(g) for name, g in gains.items()} if classical else {}
+        lengths: Any = {}
+        if classical:  # a leaf if there is nothing to normalise, as in `_begun`
+            lengths = {name: jnp.copy(g) for name, g in gains.items()} if gains else jnp.zeros(())
         return WeightNormalizedState(direction.init(params), _begun(magnitude, gains), lengths)
 
     def update(
@@ -114,7 +116,7 @@ def weight_normalized(
         moves, directions = direction.update(tangents, state.direction, params, **extra)
         changes, magnitudes = _moved(magnitude, along, state.magnitude, gains, extra)
         updates = map_named(join, moves)
-        kept = grown if classical else {}
+        kept = grown if classical and gains else state.lengths
         return updates, WeightNormalizedState(directions, magnitudes, kept)
 
     return optax.GradientTransformationExtraArgs(init, update)

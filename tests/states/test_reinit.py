@@ -45,3 +45,29 @@ def test_a_pattern_that_matches_nothing_and_another_model_are_explained():
         reinit(tx, state, {"head": jnp.ones(3)}, "head")
     with pytest.raises(ValueError, match=r"'head/kernel' has an array of shape \(4, 6\)"):
         reinit(tx, state, {**params, "head": {"kernel": jnp.ones((5, 6))}}, "head")
+
+
+def test_of_two_leaves_in_a_list_one_starts_again():
+    """Their paths are indices, like those of the elements of a chain."""
+    tx = optax.adam(1e-2)
+    params, state = run(tx, [jnp.ones(2), jnp.ones(2)], [[jnp.ones(2), jnp.ones(2)]])
+    new = reinit(tx, state, params, "^0$")
+    assert_equal(new[0].mu, [jnp.zeros(2), state[0].mu[1]])
+    assert_equal(new[0].count, state[0].count)
+
+
+def test_a_parameter_named_like_a_hyperparameter_leaves_that_alone():
+    tx = optax.inject_hyperparams(oxs.galore)(1e-2, oxs.LowRank(2), scale=0.25)
+    params = {name: jnp.ones((4, 3)) for name in ("scale", "b1", "count")}
+    params, state = run(tx, params, [params])
+    state.hyperparams["scale"] = jnp.asarray(4.0)
+    new = reinit(tx, state, params, "scale")
+    assert_equal(new.hyperparams, state.hyperparams)
+    assert_equal(new.count, state.count)
+    moments = [s for s in jax.tree.leaves(new, is_leaf=is_adam) if is_adam(s)]
+    assert not jnp.any(moments[0].mu["scale"])
+    assert jnp.all(moments[0].mu["b1"] != 0)
+
+
+def is_adam(node):
+    return isinstance(node, optax.ScaleByAdamState)
