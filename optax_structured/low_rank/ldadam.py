@@ -19,6 +19,7 @@ from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.transports import Keep, variance_aware
+from optax_structured.states.roles import Bases, ErrorBuffer, FirstMoment, SecondMoment
 from optax_structured.transforms.adam import average, divided
 from optax_structured.trees import Rules, as_rules, placement
 from optax_structured.trees.precision import (
@@ -35,11 +36,11 @@ class LDAdamState(NamedTuple):
     clock: Clock  # steps since init, for schedules
     mean: jax.Array  # () float32 or wider: what b1 averages ones to, 1 - b1^t
     mean_square: jax.Array  # () float32 or wider: the same for b2
-    bases: Any  # of the projected leaves: (*batch, rank, size), new at every step
+    bases: Bases[Any]  # of the projected leaves: (*batch, rank, size), new at every step
     fitted: Any  # of the projected leaves: (*batch,) bool, False until a usable gradient came
-    mu: Any  # (*batch, rank, length), or like the plain leaf: M
-    nu: Any  # as mu: V
-    error: Any  # of the projected leaves, like them: what earlier steps left out
+    mu: FirstMoment[Any]  # (*batch, rank, length), or like the plain leaf: M
+    nu: SecondMoment[Any]  # as mu: V
+    error: ErrorBuffer[Any]  # of the projected leaves, like them: what earlier steps left out
 
 
 @dataclasses.dataclass(frozen=True)

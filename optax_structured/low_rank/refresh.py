@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax_structured.checks import check_fraction
 from optax_structured.low_rank.frames import Frame, matrix_where
 from optax_structured.low_rank.projectors.base import Basis, OneSided, Projector
+from optax_structured.states.roles import Bases, Factor
 from optax_structured.trees.placement import like, whole_matrices
 
 
@@ -132,9 +133,9 @@ class LazyState(NamedTuple):
     """What `Lazy` remembers of a leaf."""
 
     gap: jax.Array  # () int32: steps between refits now
-    similarities: jax.Array  # (memory,) float32: of the latest refits, newest last
+    similarities: Factor[jax.Array]  # (memory,) float32: of the latest refits, newest last
     seen: jax.Array  # () int32: how many of them there are
-    direction: jax.Array  # (*batch, size): leading vector of the last fit; (0,) for "subspace"
+    direction: Bases[jax.Array]  # (*batch, size): leading vector last fitted; (0,) for "subspace"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from optax_structured.low_rank.refit import Refits, RefreshState
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.spec import LowRank, completed
+from optax_structured.states.roles import Bases, ErrorBuffer
 from optax_structured.trees import Rules, placement
 from optax_structured.trees.precision import at_least_float32, finite, wide_dtype
 
@@ -28,9 +29,9 @@ class LowRankState(NamedTuple):
     """State of `low_rank_projection`; dictionaries are keyed by the path of the leaf."""
 
     count: jax.Array  # type: ignore[assignment]  # () int32: updates so far
-    bases: dict[str, Any]  # of the projected leaves: as the projector or the codec says
+    bases: Bases[dict[str, Any]]  # of the projected leaves: as the projector or codec says
     refresh: dict[str, RefreshState]  # of the projected leaves
-    residual: dict[str, Any]  # of the projected leaves: memory of the residual rule
+    residual: ErrorBuffer[dict[str, Any]]  # of the projected leaves: memory of the residual rule
     inner: Any  # of the inner transformation, on {path: low-rank leaf, or plain leaf}
 
 

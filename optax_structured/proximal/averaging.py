@@ -16,6 +16,7 @@ from optax_structured.clock import (
     tick,
 )
 from optax_structured.proximal.subproblem import Subproblem, itself
+from optax_structured.states.roles import FirstMoment, GradientSum, Point
 from optax_structured.trees.precision import at_least_float32, scalar_dtype
 
 
@@ -25,8 +26,8 @@ class DualAveragingState(NamedTuple):
     clock: Clock  # steps since init, for schedules; kept by a restart
     steps: jax.Array  # () int32: t, steps since the last restart
     alpha: jax.Array  # () float32 or wider: the sum of all s
-    anchor: Any  # like params, float32 or wider: W0, changes at a restart only
-    gradient_sum: Any  # like params, float32 or wider: V
+    anchor: Point[Any]  # like params, float32 or wider: W0, changes at a restart only
+    gradient_sum: GradientSum[Any]  # like params, float32 or wider: V
 
 
 def dual_averaging(learning_rate: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -109,7 +110,7 @@ class MovingAverageState(NamedTuple):
 
     clock: Clock  # steps since init, for schedules; kept by a restart
     total: jax.Array  # () float32 or wider: the average of ones, 1 - decay^t
-    mean: Any  # like params, float32 or wider: m
+    mean: FirstMoment[Any]  # like params, float32 or wider: m
 
 
 def moving_average(

@@ -12,6 +12,7 @@ from optax_structured.checks import check_fraction, check_positive
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.proximal.roots import cube_root
 from optax_structured.proximal.subproblem import Subproblem, subproblems_only
+from optax_structured.states.roles import SecondMoment
 from optax_structured.trees.precision import at_least_float32, scalar_dtype
 
 
@@ -19,7 +20,7 @@ class AdaptivePreconditionerState(NamedTuple):
     """State of `adaptive_preconditioner`."""
 
     clock: Clock  # steps since init, for schedules; kept by a restart
-    square_sum: Any  # like params, float32 or wider: U
+    square_sum: SecondMoment[Any]  # like params, float32 or wider: U
 
 
 def adaptive_preconditioner(
@@ -93,8 +94,8 @@ class AdamPreconditionerState(NamedTuple):
 
     clock: Clock  # steps since init, for schedules; kept by a restart
     total: jax.Array  # () float32 or wider: the average of ones, 1 - b2^t
-    mean_square: Any  # like params, float32 or wider: v
-    max_mean_square: Any  # like params under AMSGrad, else None
+    mean_square: SecondMoment[Any]  # like params, float32 or wider: v
+    max_mean_square: SecondMoment[Any]  # like params under AMSGrad, else None
 
 
 def adam_preconditioner(

@@ -12,6 +12,7 @@ from optax_structured.proximal.in_turn import Task, solve_in_turn
 from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.proximal.subproblem import Subproblem, itself
 from optax_structured.regularizers.base import Regularizer
+from optax_structured.states.roles import Point
 from optax_structured.trees import Rules, as_rules, resolve
 from optax_structured.trees.precision import at_least_float32
 
@@ -171,7 +172,7 @@ def _no_linear_term(u: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
 class PointState(NamedTuple):
     """State of `record_point`."""
 
-    point: Any  # like params: the prox point of the last step, the initial params before
+    point: Point[Any]  # like params: the prox point of the last step, the initial params before
 
 
 def record_point() -> optax.GradientTransformationExtraArgs:

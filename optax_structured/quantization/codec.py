@@ -7,20 +7,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_structured.states.roles import Codes
+
 
 class DynamicCode(NamedTuple):
     """An array in the codes of `Dynamic`."""
 
-    codes: jax.Array  # uint8, of the shape of the array; at 4 bits (*lead, blocks, block / 2)
-    absmax: jax.Array  # (*lead, blocks) float32: the largest magnitude in each block
+    codes: Codes[jax.Array]  # uint8, in the shape of the array; 4 bits (*lead, blocks, block / 2)
+    absmax: Codes[jax.Array]  # (*lead, blocks) float32: the largest magnitude in each block
 
 
 class AffineCode(NamedTuple):
     """An array in the codes of `Affine`."""
 
-    codes: jax.Array  # uint8, of the shape of the array; at 4 bits (*lead, blocks, block / 2)
-    scale: jax.Array  # (*lead, groups) float32 or wider: the step between two codes
-    zero: jax.Array  # (*lead, groups) uint8: the code of 0
+    codes: Codes[jax.Array]  # uint8, in the shape of the array; 4 bits (*lead, blocks, block / 2)
+    scale: Codes[jax.Array]  # (*lead, groups) float32 or wider: the step between two codes
+    zero: Codes[jax.Array]  # (*lead, groups) uint8: the code of 0
 
 
 class Codec(abc.ABC):

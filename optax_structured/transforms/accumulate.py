@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from optax_structured.branch import branch
+from optax_structured.states.roles import Pending
 from optax_structured.trees.precision import at_least_float32
 
 
@@ -16,7 +17,7 @@ class AccumulateState(NamedTuple):
 
     steps: jax.Array  # () int32: steps of the inner optimizer so far
     waiting: jax.Array  # () int32: gradients since its last step
-    total: Any  # like params, float32 or wider: their sum, zero after a step
+    total: Pending[Any]  # like params, float32 or wider: their sum, zero after a step
     inner: Any  # state of the inner optimizer, changes with its steps only
 
 

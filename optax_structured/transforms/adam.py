@@ -9,6 +9,7 @@ import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.states.roles import FirstMoment, SecondMoment
 from optax_structured.trees.precision import at_least_float32, scalar_dtype
 
 
@@ -67,8 +68,8 @@ class DebiasedAdamState(NamedTuple):
     clock: Clock  # steps since init, for schedules
     mean: jax.Array  # () float32 or wider: what b1 averages ones to, 1 - b1^t
     mean_square: jax.Array  # () float32 or wider: the same for b2
-    mu: Any  # like params, float32 or wider: M
-    nu: Any  # like params, float32 or wider: V
+    mu: FirstMoment[Any]  # like params, float32 or wider: M
+    nu: SecondMoment[Any]  # like params, float32 or wider: V
 
 
 def debiased_adam(

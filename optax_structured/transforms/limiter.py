@@ -8,6 +8,7 @@ import optax
 
 from optax_structured.checks import check_positive
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.states.roles import Factor
 from optax_structured.trees.precision import at_least_float32, scalar_dtype
 
 
@@ -15,7 +16,7 @@ class NormGrowthLimiterState(NamedTuple):
     """State of `norm_growth_limiter`."""
 
     clock: Clock  # steps since init, for schedules
-    norm: jax.Array  # (leaves,), or () if global; float32 or wider: last norm let through, 0: none
+    norm: Factor[jax.Array]  # (leaves,), () if global; float32 or wider: last norm let through or 0
 
 
 def norm_growth_limiter(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_params
+from optax_structured.states.roles import Factor, Point
 from optax_structured.trees import Axes, Rules, map_named, named_leaves, resolve
 from optax_structured.trees.precision import at_least_float32, finite
 
@@ -16,7 +17,7 @@ class WeightNormalizedState(NamedTuple):
 
     direction: Any  # of the optimizer of the directions, on leaves like the parameters
     magnitude: Any  # of the optimizer of the magnitudes, on {path: (*batch, rows)}
-    lengths: Any  # {path: (*batch, rows)}: ||v|| of the classical form, else empty
+    lengths: Factor[Any]  # {path: (*batch, rows)}: ||v|| of the classical form, else empty
 
 
 def weight_normalized(
@@ -127,7 +128,7 @@ class LookaheadState(NamedTuple):
 
     direction: Any  # of the optimizer of v
     magnitude: Any  # of the optimizer of g, on {path: (*batch, rows)}
-    v: Any  # like params, float32 or wider: weights without the step of the magnitudes
+    v: Point[Any]  # like params, float32 or wider: weights without the step of the magnitudes
 
 
 def lookahead_weight_norm(
