@@ -18,7 +18,7 @@ from optax_structured.low_rank.residuals import NormScaled, Scaling
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import DEFAULTS
 from optax_structured.quantization.codec import is_encoded
-from optax_structured.trees import as_rules, named_leaves, resolve
+from optax_structured.trees import as_rules, name_of_key, named_leaves, resolve
 from optax_structured.trees.placement import product
 from optax_structured.trees.precision import at_least_float32
 
@@ -120,7 +120,7 @@ def limiter_activity(old: Any, new: Any, low_rank: Any) -> dict[str, jax.Array]:
 
 
 def _parts(state: Any, field: str) -> dict[str, Any]:
-    """One field of all low-rank states inside `state`, by path."""
+    """One field of all low-rank states inside `state`, by the path of the leaf."""
 
     def is_low_rank(node: Any) -> bool:
         return hasattr(node, "bases") and isinstance(node.bases, dict)
@@ -128,7 +128,8 @@ def _parts(state: Any, field: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for node in jax.tree.leaves(state, is_leaf=is_low_rank):
         if is_low_rank(node):
-            found |= getattr(node, field, {})
+            leaves = getattr(node, field, {})
+            found |= {name_of_key(key): leaf for key, leaf in leaves.items()}
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from optax_structured.trees import Axes, placement
+from optax_structured.trees import Axes, placement, state_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Frame:
     shape: tuple[int, ...]
     axes: Axes
     rank: int | tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Of the leaf in a state."""
+        return state_key(self.name)
 
     @property
     def side(self) -> Literal["rows", "cols"]:

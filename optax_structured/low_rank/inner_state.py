@@ -1,4 +1,4 @@
-"""Finding the low-rank leaves inside the state of any inner transformation, by their paths."""
+"""Finding the low-rank leaves inside the state of any inner transformation, by their keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ import optax
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr
 
 from optax_structured.quantization.codec import is_encoded
+from optax_structured.trees import name_of_key
 
 KeyPath = tuple[Any, ...]
 Fields = dict[str, dict[str, jax.Array]]  # by the path of the state that holds them, then by name
@@ -17,28 +18,28 @@ class NeedsParameters(ValueError):
     """The inner transformation asked for parameters."""
 
 
-def fields(state: Any, name: str) -> Fields:
+def fields(state: Any, key: str) -> Fields:
     """The leaves of `state` that belong to one parameter."""
     found: Fields = {}
     for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_encoded):
-        if path and path[-1] == DictKey(name):
+        if path and path[-1] == DictKey(key):
             if is_encoded(leaf):
                 raise ValueError(
-                    f"the moments of {name!r} are in codes, which cannot be moved to another "
-                    "basis: put quantized around the whole, quantized(galore(...)), or use Keep() "
-                    "or Align()"
+                    f"the moments of {name_of_key(key)!r} are in codes, which cannot be moved to "
+                    "another basis: put quantized around the whole, quantized(galore(...)), or use "
+                    "Keep() or Align()"
                 )
             found.setdefault(keystr(path[:-2]), {})[_field(path)] = leaf
     return found
 
 
-def replace(state: Any, name: str, new: Fields) -> Any:
+def replace(state: Any, key: str, new: Fields) -> Any:
     """`state` with what `fields` found replaced."""
     if not new:
         return state
 
     def leaf(path: KeyPath, old: jax.Array) -> jax.Array:
-        if path and path[-1] == DictKey(name):
+        if path and path[-1] == DictKey(key):
             return new[keystr(path[:-2])][_field(path)]
         return old
 

@@ -31,7 +31,7 @@ from optax_structured.trees.precision import (
 
 
 class LDAdamState(NamedTuple):
-    """State of `scale_by_ldadam`; dictionaries are keyed by the path of the leaf."""
+    """State of `scale_by_ldadam`; dictionaries are by `trees.state_key` of the leaf."""
 
     clock: Clock  # steps since init, for schedules
     mean: jax.Array  # () float32 or wider: what b1 averages ones to, 1 - b1^t
@@ -126,18 +126,18 @@ def scale_by_ldadam(
         if not leaves:  # the placeholder of optax.tree.map_params
             return LDAdamState(*scalars, *(jnp.zeros(()) for _ in range(5)))
         bases, fitted, mu, nu, error = ({} for _ in range(5))
-        for name, (leaf, p) in leaves.items():
+        for key, (leaf, p) in leaves.items():
             if p is None:
-                mu[name], nu[name] = (jnp.zeros_like(at_least_float32(leaf)) for _ in range(2))
+                mu[key], nu[key] = (jnp.zeros_like(at_least_float32(leaf)) for _ in range(2))
                 continue
             spec, frame = _left(p)
             places, wide = Places(frame, leaf), wide_dtype(leaf)
-            bases[name] = jax.tree.map(places.basis, spec.projector.init(frame, wide))
-            fitted[name] = places.basis(jnp.zeros(frame.batch, bool))
+            bases[key] = jax.tree.map(places.basis, spec.projector.init(frame, wide))
+            fitted[key] = places.basis(jnp.zeros(frame.batch, bool))
             low = spec.projector.low_shape(frame), wide
-            mu[name], nu[name] = places.low(*low), places.low(*low)
+            mu[key], nu[key] = places.low(*low), places.low(*low)
             if error_feedback:
-                error[name] = placement.zeros(frame.shape, wide, *(places.leaf or ()))
+                error[key] = placement.zeros(frame.shape, wide, *(places.leaf or ()))
         return LDAdamState(*scalars, bases, fitted, mu, nu, error)
 
     def update(
@@ -153,13 +153,13 @@ def scale_by_ldadam(
         # Dictionaries of its own, which the leaves below fill in.
         new = LDAdamState(tick(state.clock), mean, square, *map(dict, state[3:]))
         out = {}
-        for name, (leaf, p) in leaves.items():
+        for key, (leaf, p) in leaves.items():
             gradient = finite(at_least_float32(leaf))
             if p is None:
-                direction = _adam(new, name, gradient, decays)
+                direction = _adam(new, key, gradient, decays)
             else:
                 direction = _moved(state, new, *_left(p), gradient, decays)
-            out[name] = placement.like(direction.astype(leaf.dtype), leaf)
+            out[key] = placement.like(direction.astype(leaf.dtype), leaf)
         return jax.tree.unflatten(jax.tree.structure(updates), list(out.values())), new
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -178,46 +178,46 @@ def _moved(
     old: LDAdamState, new: LDAdamState, spec: Any, frame: Frame, leaf: jax.Array, decays: _Decays
 ) -> jax.Array:
     """The direction of one projected leaf; what it leaves behind goes into the dicts of `new`."""
-    name, projector, places = frame.name, spec.projector, Places(frame, leaf)
-    kept = old.error.get(name)
+    key, projector, places = frame.key, spec.projector, Places(frame, leaf)
+    kept = old.error.get(key)
     a = frame.axes.to_matrix(leaf if kept is None else leaf + kept)
 
     def at_hand(basis: Basis) -> Any:
         return projector.factors(frame, jax.tree.map(places.basis_at_hand, basis))
 
-    before = Step(spec, frame, at_hand(old.bases[name]), a, 1.0, old.clock.count)
-    mu, nu = old.mu[name], old.nu[name]
+    before = Step(spec, frame, at_hand(old.bases[key]), a, 1.0, old.clock.count)
+    mu, nu = old.mu[key], old.nu[key]
     # The weights that the moments hold; before the first step they hold nothing, with any weight.
     first, second = (
         jnp.where(total == 0, 1, total).astype(mu.dtype) for total in (old.mean, old.mean_square)
     )
     rho = jnp.asarray(decays.rho, a.dtype)
     target = rho * before.lift(places.low_at_hand(mu / first)) + (1 - rho) * a
-    always, seed = jnp.ones(frame.batch, bool), seed_of(name, old.clock.count)
+    always, seed = jnp.ones(frame.batch, bool), seed_of(frame.name, old.clock.count)
     basis, usable = projector.refit_where(
-        always, frame, old.bases[name], target, old.fitted[name], seed
+        always, frame, old.bases[key], target, old.fitted[key], seed
     )
-    rotation = projector.overlap(frame, old.bases[name], basis)
+    rotation = projector.overlap(frame, old.bases[key], basis)
     moved, nu = variance_aware(rotation, mu, nu, first, second)
     step = before._replace(factors=at_hand(basis))
     low = step.project()
-    new.mu[name] = placement.like(moved, mu)
-    new.nu[name] = placement.like(nu, mu)
-    new.bases[name], new.fitted[name] = basis, old.fitted[name] | usable
-    direction = _adam(new, name, places.low_at_home(low), decays)
+    new.mu[key] = placement.like(moved, mu)
+    new.nu[key] = placement.like(nu, mu)
+    new.bases[key], new.fitted[key] = basis, old.fitted[key] | usable
+    direction = _adam(new, key, places.low_at_home(low), decays)
     if kept is not None:
         share = jnp.asarray(decays.b1, a.dtype) / (1 - jnp.asarray(decays.b1, a.dtype))
         gone = step.lift(low + places.low_at_hand(share * moved))
         left = a + before.lift(places.low_at_hand(share * mu)) - gone
-        new.error[name] = placement.like(frame.axes.from_matrix(left, frame.shape), kept)
+        new.error[key] = placement.like(frame.axes.from_matrix(left, frame.shape), kept)
     update = step.lift(places.low_at_hand(direction))
     return frame.axes.from_matrix(update, frame.shape)
 
 
-def _adam(state: LDAdamState, name: str, gradient: jax.Array, decays: _Decays) -> jax.Array:
+def _adam(state: LDAdamState, key: str, gradient: jax.Array, decays: _Decays) -> jax.Array:
     """One step of Adam on a leaf of `state`, low-rank or plain, whose totals are of this step."""
-    mu = state.mu[name] = average(state.mu[name], gradient, decays.b1)
-    nu = state.nu[name] = average(state.nu[name], jnp.square(gradient), decays.b2)
+    mu = state.mu[key] = average(state.mu[key], gradient, decays.b1)
+    nu = state.nu[key] = average(state.nu[key], jnp.square(gradient), decays.b2)
     mean, square = mu / state.mean.astype(mu.dtype), nu / state.mean_square.astype(nu.dtype)
     return divided(mean, square, decays.eps, gradient)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.projectors.base import transpose
 from optax_structured.low_rank.spec import LowRank
-from optax_structured.trees import Rules, named_leaves, resolve
+from optax_structured.trees import Rules, named_leaves, resolve, state_keys
 from optax_structured.trees.placement import whole_matrices
 
 
@@ -39,7 +39,7 @@ class Projected:
 
 
 def plan(table: Rules, tree: Any) -> dict[str, tuple[Any, Projected | None]]:
-    """Every leaf of a tree by its path, and how it is projected."""
+    """Every leaf of a tree by its key in a state, and how it is projected."""
     named = named_leaves(tree)
     specs = resolve(table, tree)
     total = sum(spec is not None for spec in specs)
@@ -47,13 +47,11 @@ def plan(table: Rules, tree: Any) -> dict[str, tuple[Any, Projected | None]]:
         _explain(table, named)
     rows: dict[str, tuple[Any, Projected | None]] = {}
     seen = 0
-    for (name, leaf), spec in zip(named, specs, strict=True):
-        if name in rows:
-            raise ValueError(f"two leaves have the path {name!r}: rename a key that holds a '/'")
+    for key, (name, leaf), spec in zip(state_keys(tree), named, specs, strict=True):
         if spec is None:
-            rows[name] = leaf, None
+            rows[key] = leaf, None
             continue
-        rows[name] = leaf, Projected(spec, spec.frame(name, jnp.shape(leaf)), seen / total)
+        rows[key] = leaf, Projected(spec, spec.frame(name, jnp.shape(leaf)), seen / total)
         seen += 1
     return rows
 

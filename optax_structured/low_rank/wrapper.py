@@ -26,13 +26,13 @@ DEFAULTS = LowRank(
 
 
 class LowRankState(NamedTuple):
-    """State of `low_rank_projection`; dictionaries are keyed by the path of the leaf."""
+    """State of `low_rank_projection`; dictionaries are by `trees.state_key` of the leaf."""
 
     count: jax.Array  # type: ignore[assignment]  # () int32: updates so far
     bases: Bases[dict[str, Any]]  # of the projected leaves: as the projector or codec says
     refresh: dict[str, RefreshState]  # of the projected leaves
     residual: ErrorBuffer[dict[str, Any]]  # of the projected leaves: memory of the residual rule
-    inner: Any  # of the inner transformation, on {path: low-rank leaf, or plain leaf}
+    inner: Any  # of the inner transformation, on {key: low-rank leaf, or plain leaf}
 
 
 def low_rank_projection(
@@ -49,8 +49,8 @@ def low_rank_projection(
     .. math:: R = P^\top G, \qquad N = \text{inner}(R), \qquad \text{update} = a\,P N
 
     (and what the residual rule adds). The inner transformation sees one flat dictionary, from path
-    to low-rank leaf R of shape (\*batch, rank, length), float32 at least. Leaves that are not
-    projected are in it as they are, and their updates come back as they are, without :math:`a`.
+    (joined by ":") to low-rank leaf R of shape (\*batch, rank, length), float32 at least. Leaves
+    that are not projected are in it as they are, and so are their updates, without :math:`a`.
 
     A gradient that is not finite counts as zero there, and neither it nor a zero gradient ever
     becomes a basis: the leaf (or matrix of a stack) keeps its old one, or waits for its first.
@@ -96,19 +96,19 @@ def low_rank_projection(
         if not leaves:  # the placeholder of optax.tree.map_params, or nothing to train
             return LowRankState(count, *(jnp.zeros(()) for _ in range(4)))  # type: ignore[arg-type]
         bases, refresh, residual, low = {}, {}, {}, {}
-        for name, (leaf, p) in leaves.items():
+        for key, (leaf, p) in leaves.items():
             if p is None:
-                low[name] = at_least_float32(leaf)
+                low[key] = at_least_float32(leaf)
                 continue
             dtype, spec, frame = wide_dtype(leaf), p.spec, p.frame
             places = Places(frame, leaf)
             basis = p.encoded(spec.projector.init(frame, dtype))
             home = places.basis if spec.codec is None else places.codes
-            bases[name] = jax.tree.map(home, basis)
+            bases[key] = jax.tree.map(home, basis)
             missing = places.basis(jnp.full(frame.batch, spec.projector.first_fits, jnp.int8))
-            refresh[name] = RefreshState(missing, spec.refresh.init(frame, spec.period))
-            residual[name] = spec.residual.init(frame, dtype, places)
-            low[name] = places.low(spec.projector.low_shape(frame), dtype)
+            refresh[key] = RefreshState(missing, spec.refresh.init(frame, spec.period))
+            residual[key] = spec.residual.init(frame, dtype, places)
+            low[key] = places.low(spec.projector.low_shape(frame), dtype)
         state = inner.init(low)
         inner_state.check(inner, low, state)
         return LowRankState(count, bases, refresh, residual, state)
@@ -131,43 +131,43 @@ def low_rank_projection(
         bases, memory, moments = dict(state.bases), dict(state.refresh), state.inner
         steps: dict[str, Step] = {}
         low: dict[str, jax.Array] = {}
-        for name, (leaf, p) in leaves.items():
+        for key, (leaf, p) in leaves.items():
             if p is None:
-                low[name] = finite(at_least_float32(leaf))
+                low[key] = finite(at_least_float32(leaf))
                 continue
             spec, frame, places = p.spec, p.frame, Places(p.frame, leaf)
-            matrix = frame.axes.to_matrix(spec.residual.absorb(state.residual[name], leaf))
-            fields = inner_state.fields(moments, name) if spec.transport.moves_moments else {}
-            held = (bases[name], memory[name], fields)
-            bases[name], memory[name], fields = refit(p, held, matrix, masks.get(name))
-            moments = inner_state.replace(moments, name, fields)
-            at_hand = jax.tree.map(places.basis_at_hand, p.decoded(bases[name]))
+            matrix = frame.axes.to_matrix(spec.residual.absorb(state.residual[key], leaf))
+            fields = inner_state.fields(moments, key) if spec.transport.moves_moments else {}
+            held = (bases[key], memory[key], fields)
+            bases[key], memory[key], fields = refit(p, held, matrix, masks.get(key))
+            moments = inner_state.replace(moments, key, fields)
+            at_hand = jax.tree.map(places.basis_at_hand, p.decoded(bases[key]))
             factors = spec.projector.factors(frame, at_hand)
-            steps[name] = step = Step(spec, frame, factors, matrix, a, count)
-            low[name] = places.low_at_home(finite(step.project()).astype(wide_dtype(leaf)))
+            steps[key] = step = Step(spec, frame, factors, matrix, a, count)
+            low[key] = places.low_at_home(finite(step.project()).astype(wide_dtype(leaf)))
         directions, moments = inner_state.update(inner, low, moments, extra)
         residual, out = dict(state.residual), {}
-        for name, (leaf, p) in leaves.items():
+        for key, (leaf, p) in leaves.items():
             if p is None:
-                out[name] = directions[name].astype(leaf.dtype)
+                out[key] = directions[key].astype(leaf.dtype)
                 continue
             places = Places(p.frame, leaf)
-            projected, direction = (places.low_at_hand(x[name]) for x in (low, directions))
-            moved, residual[name] = p.spec.residual.combine(
-                residual[name], steps[name], projected, direction
+            projected, direction = (places.low_at_hand(x[key]) for x in (low, directions))
+            moved, residual[key] = p.spec.residual.combine(
+                residual[key], steps[key], projected, direction
             )
-            out[name] = placement.like(
+            out[key] = placement.like(
                 p.frame.axes.from_matrix(moved, p.frame.shape).astype(leaf.dtype), leaf
             )
         structure: Any = jax.tree.structure(updates)
         new = LowRankState(optax.safe_increment(count), bases, memory, residual, moments)
-        return structure.unflatten([out[name] for name in leaves]), new
+        return structure.unflatten([out[key] for key in leaves]), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _masks(refresh: Any, updates: Any, leaves: dict[str, Any]) -> dict[str, Any]:
-    """The extra argument `refresh`, by path."""
+    """The extra argument `refresh`, by key."""
     if refresh is None:
         return {}
     structure: Any = jax.tree.structure(refresh)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from optax_structured.trees.paths import is_hole, named_leaves
+from optax_structured.trees.paths import is_hole, named_leaves, state_key
 
 Owner = int | None  # position in `jax.tree.leaves(params)`; None: belongs to no single parameter
 
@@ -19,7 +19,7 @@ def owners(tx: Any, state: Any, params: Any) -> list[Owner]:
 
     `tx.init`, called with the placeholder of `optax.tree.map_params`, shows where a state holds
     trees shaped like the parameters (`mu`, `nu`). What is elsewhere belongs to no parameter
-    (counters, random keys, hyperparameters), but for dictionaries keyed by the paths of parameters,
+    (counters, random keys, hyperparameters), but for dictionaries by `state_key` of the parameters,
     as low-rank states have. So a parameter may be called `count` or `scale`.
 
     Args:
@@ -39,7 +39,7 @@ def owners(tx: Any, state: Any, params: Any) -> list[Owner]:
     """
     structure: Any = jax.tree.structure(params)
     positions = structure.unflatten(range(structure.num_leaves))
-    keys = {name: i for i, (name, _) in enumerate(named_leaves(params))}
+    keys = {state_key(name): i for i, (name, _) in enumerate(named_leaves(params))}
     try:
         parts = optax.tree.map_params(
             tx,

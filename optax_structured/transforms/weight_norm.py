@@ -8,16 +8,16 @@ import optax
 
 from optax_structured.checks import check_params
 from optax_structured.states.roles import Factor, Point
-from optax_structured.trees import Axes, Rules, map_named, named_leaves, resolve
+from optax_structured.trees import Axes, Rules, map_named, resolve, state_key, state_keys
 from optax_structured.trees.precision import at_least_float32, finite
 
 
 class WeightNormalizedState(NamedTuple):
-    """State of `weight_normalized`."""
+    """State of `weight_normalized`; dictionaries are by `trees.state_key` of the leaf."""
 
     direction: Any  # of the optimizer of the directions, on leaves like the parameters
-    magnitude: Any  # of the optimizer of the magnitudes, on {path: (*batch, rows)}
-    lengths: Factor[Any]  # {path: (*batch, rows)}: ||v|| of the classical form, else empty
+    magnitude: Any  # of the optimizer of the magnitudes, on {key: (*batch, rows)}
+    lengths: Factor[Any]  # {key: (*batch, rows)}: ||v|| of the classical form, else empty
 
 
 def weight_normalized(
@@ -75,10 +75,10 @@ def weight_normalized(
     direction, magnitude = map(optax.with_extra_args_support, (direction, magnitude))
 
     def init(params: Any) -> WeightNormalizedState:
-        gains = {name: _norms(w) for name, (_, w) in _views(where, params).items()}
+        gains = {key: _norms(w) for key, (_, w) in _views(where, params).items()}
         lengths: Any = {}
         if classical:  # a leaf if there is nothing to normalise, as in `_begun`
-            lengths = {name: jnp.copy(g) for name, g in gains.items()} if gains else jnp.zeros(())
+            lengths = {key: jnp.copy(g) for key, g in gains.items()} if gains else jnp.zeros(())
         return WeightNormalizedState(direction.init(params), _begun(magnitude, gains), lengths)
 
     def update(
@@ -86,31 +86,31 @@ def weight_normalized(
     ) -> tuple[Any, WeightNormalizedState]:
         check_params("weight_normalized", params)
         views = _views(where, params)
-        gains = {name: _norms(w) for name, (_, w) in views.items()}
-        units = {name: _over(w, gains[name]) for name, (_, w) in views.items()}
+        gains = {key: _norms(w) for key, (_, w) in views.items()}
+        units = {key: _over(w, gains[key]) for key, (_, w) in views.items()}
         lengths = state.lengths if classical else gains
         along, grown = {}, {}
 
         def tangent(name: str, gradient: jax.Array) -> jax.Array:
-            if name not in views:
+            if (key := state_key(name)) not in views:
                 return gradient
-            axes, w = views[name]
+            axes, w = views[key]
             rows = finite(to_rows(axes, gradient).astype(w.dtype))
-            along[name] = jnp.sum(rows * units[name], axis=-1)
-            across = rows - along[name][..., None] * units[name]
-            across = _over(gains[name][..., None] * across, lengths[name])
-            rows = jnp.where(gains[name][..., None] > 0, across, rows)
+            along[key] = jnp.sum(rows * units[key], axis=-1)
+            across = rows - along[key][..., None] * units[key]
+            across = _over(gains[key][..., None] * across, lengths[key])
+            rows = jnp.where(gains[key][..., None] > 0, across, rows)
             return from_rows(axes, rows.astype(gradient.dtype), gradient.shape)
 
         def join(name: str, move: jax.Array) -> jax.Array:
-            if name not in views:
+            if (key := state_key(name)) not in views:
                 return move
-            axes, w = views[name]
+            axes, w = views[key]
             delta = to_rows(axes, move).astype(w.dtype)
-            v = lengths[name][..., None] * units[name] + delta
-            grown[name] = _norms(v)
-            change = (gains[name] + changes[name])[..., None] * _over(v, grown[name]) - w
-            change = jnp.where(gains[name][..., None] > 0, change, delta)
+            v = lengths[key][..., None] * units[key] + delta
+            grown[key] = _norms(v)
+            change = (gains[key] + changes[key])[..., None] * _over(v, grown[key]) - w
+            change = jnp.where(gains[key][..., None] > 0, change, delta)
             return from_rows(axes, change.astype(move.dtype), move.shape)
 
         tangents = map_named(tangent, updates)
@@ -124,10 +124,10 @@ def weight_normalized(
 
 
 class LookaheadState(NamedTuple):
-    """State of `lookahead_weight_norm`."""
+    """State of `lookahead_weight_norm`; a dictionary is by `trees.state_key` of the leaf."""
 
     direction: Any  # of the optimizer of v
-    magnitude: Any  # of the optimizer of g, on {path: (*batch, rows)}
+    magnitude: Any  # of the optimizer of g, on {key: (*batch, rows)}
     v: Point[Any]  # like params, float32 or wider: weights without the step of the magnitudes
 
 
@@ -170,7 +170,7 @@ def lookahead_weight_norm(
 
     def init(params: Any) -> LookaheadState:
         v = jax.tree.map(lambda p: jnp.array(at_least_float32(p), copy=True), params)
-        gains = {name: _norms(w) for name, (_, w) in _views(where, v, every=True).items()}
+        gains = {key: _norms(w) for key, (_, w) in _views(where, v, every=True).items()}
         return LookaheadState(direction.init(params), _begun(magnitude, gains), v)
 
     def update(
@@ -178,19 +178,19 @@ def lookahead_weight_norm(
     ) -> tuple[Any, LookaheadState]:
         check_params("lookahead_weight_norm", params)
         views = _views(where, state.v, every=True)
-        gains = {name: _norms(w) for name, (_, w) in views.items()}
+        gains = {key: _norms(w) for key, (_, w) in views.items()}
         along = {
-            name: jnp.sum(finite(to_rows(axes, g).astype(w.dtype)) * _over(w, gains[name]), axis=-1)
-            for (name, g), (axes, w) in zip(named_leaves(updates), views.values(), strict=True)
+            key: jnp.sum(finite(to_rows(axes, g).astype(w.dtype)) * _over(w, gains[key]), axis=-1)
+            for g, (key, (axes, w)) in zip(jax.tree.leaves(updates), views.items(), strict=True)
         }
         moves, directions = direction.update(updates, state.direction, state.v, **extra)
         changes, magnitudes = _moved(magnitude, along, state.magnitude, gains, extra)
         v = jax.tree.map(lambda v, m: v + m.astype(v.dtype), state.v, moves)
 
         def step(name: str, v: jax.Array, p: jax.Array) -> jax.Array:
-            axes = views[name][0]
-            rows = to_rows(axes, v)
-            weight = (gains[name] + changes[name])[..., None] * _over(rows, _norms(rows))
+            key = state_key(name)
+            axes, rows = views[key][0], to_rows(views[key][0], v)
+            weight = (gains[key] + changes[key])[..., None] * _over(rows, _norms(rows))
             return (from_rows(axes, weight, v.shape) - p.astype(v.dtype)).astype(p.dtype)
 
         return map_named(step, v, params), LookaheadState(directions, magnitudes, v)
@@ -210,13 +210,13 @@ def _moved(
 
 
 def _views(where: Any, tree: Any, *, every: bool = False) -> dict[str, tuple[Any, jax.Array]]:
-    """`{path: (axes, rows)}` of the leaves to normalise, float32 at least."""
-    views = {}
-    for (name, leaf), axes in zip(named_leaves(tree), resolve(where, tree), strict=True):
+    """`{key: (axes, rows)}` of the leaves to normalise, float32 at least."""
+    views, leaves = {}, jax.tree.leaves(tree)
+    for key, leaf, axes in zip(state_keys(tree), leaves, resolve(where, tree), strict=True):
         if axes is None and every and jnp.ndim(leaf) >= 2:
             axes = Axes()
         if axes is not None or every:
-            views[name] = axes, to_rows(axes, at_least_float32(leaf))
+            views[key] = axes, to_rows(axes, at_least_float32(leaf))
     return views
 
 

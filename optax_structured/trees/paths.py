@@ -1,5 +1,6 @@
 """One name a leaf, the same in `init` and `update`, for every library that holds parameters."""
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,8 @@ def path_name(key_path: KeyPath) -> str:
       key_path: as `jax.tree_util.tree_flatten_with_path` gives it.
 
     Returns:
-      Dictionary keys, attributes and indices, joined by "/"; "" for the root.
+      Dictionary keys, attributes and indices, joined by "/"; "" for the root. A ":" in a key counts
+      as "/", so that leaves have the same names in a state, by `state_key`.
 
     >>> import jax
     >>> params = {"layers": [{"kernel": 1.0}]}
@@ -31,7 +33,7 @@ def path_name(key_path: KeyPath) -> str:
     ['layers/0/kernel']
     """
     boxed = len(key_path) > 0 and key_path[-1] == _BOX
-    return keystr(key_path[:-1] if boxed else key_path, simple=True, separator="/")
+    return _joined(key_path[:-1] if boxed else key_path)
 
 
 def is_hole(leaf: Any) -> bool:
@@ -50,7 +52,7 @@ def named_positions(tree: Any) -> list[tuple[str, Any]]:
         # neither neighbour; an attention module with fields query, key, value does.
         owner = path[:-1]
         if any(near[: len(owner)] == owner for near in neighbours):
-            return keystr(path, simple=True, separator="/")
+            return _joined(path)
         return path_name(path)
 
     names = (
@@ -67,12 +69,47 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
     Returns:
       `(name, leaf)` pairs; None and `optax.MaskedNode` are no leaves. Names are unique unless a
-      dictionary key itself holds a "/".
+      dictionary key itself holds a "/" or ":".
 
     >>> named_leaves({"dense": {"kernel": 1.0, "bias": None}, "scale": 2.0})
     [('dense/kernel', 1.0), ('scale', 2.0)]
     """
     return [(name, leaf) for name, leaf in named_positions(tree) if not is_hole(leaf)]
+
+
+def state_key(name: str) -> str:
+    """The name of a leaf as a key of a state: without "/", at which checkpoints split their keys.
+
+    >>> state_key("layers/0/kernel")
+    'layers:0:kernel'
+    """
+    return name.replace("/", ":")
+
+
+def name_of_key(key: str) -> str:
+    """The name of the leaf that `state_key` made a key of.
+
+    >>> name_of_key("layers:0:kernel")
+    'layers/0/kernel'
+    """
+    return key.replace(":", "/")
+
+
+def state_keys(tree: Any) -> list[str]:
+    """The keys of the leaves of a tree, in the order of `jax.tree.leaves`.
+
+    Raises:
+      ValueError: two leaves have the same name.
+    """
+    names = [name for name, _ in named_leaves(tree)]
+    for name, count in collections.Counter(names).items():
+        if count > 1:
+            raise ValueError(f"two leaves have the path {name!r}: rename a key with a '/' or ':'")
+    return [state_key(name) for name in names]
+
+
+def _joined(key_path: KeyPath) -> str:
+    return name_of_key(keystr(key_path, simple=True, separator="/"))
 
 
 def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:

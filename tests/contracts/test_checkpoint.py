@@ -1,5 +1,7 @@
 """Orbax: save, restore, and the next steps are the same bit for bit."""
 
+import flax.serialization
+import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -45,3 +47,17 @@ def test_state_survives_flattening_to_numpy(case):
     expected, _ = step(gradients(1), state, start)
     got, _ = step(gradients(1), restored, start)
     assert_equal(got, expected)
+
+
+@pytest.mark.parametrize("separator", ["/", ".", None])
+@every_case
+def test_state_survives_flattening_by_flax(case, separator):
+    """Keys are split at the separator when a checkpoint is read: no key of ours may hold one."""
+    tx = case.build()
+    _, state = jitted(tx)(gradients(0), tx.init(params()), params())
+    flat = flax.traverse_util.flatten_dict(
+        flax.serialization.to_state_dict(state), keep_empty_nodes=True, sep=separator
+    )
+    nested = flax.traverse_util.unflatten_dict(flat, sep=separator)
+    restored = flax.serialization.from_state_dict(tx.init(params()), nested)
+    assert_equal(restored, state)

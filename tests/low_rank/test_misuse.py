@@ -292,7 +292,7 @@ MISUSE = [
     (
         "two-paths-alike",
         lambda: project(params={"a": {"b": jnp.ones((4, 3))}, "a/b": jnp.ones((4, 3))}),
-        "two leaves have the path 'a/b': rename a key that holds a '/'",
+        "two leaves have the path 'a/b': rename a key with",
     ),
     (
         "accumulate-zero",

@@ -10,7 +10,13 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from optax_structured.trees import map_named, named_leaves, path_name
+from optax_structured.trees import (
+    map_named,
+    name_of_key,
+    named_leaves,
+    path_name,
+    state_keys,
+)
 
 
 def names(tree):
@@ -142,3 +148,17 @@ def test_map_named_inside_jit_and_nnx():
     out = jax.jit(lambda s: map_named(lambda name, x: x * ("bias" in name), s))(state)
     assert jax.tree.structure(out) == jax.tree.structure(state)
     assert not out["layers"][0]["kernel"][...].any()
+
+
+def test_keys_of_a_state_hold_no_slash_and_give_the_names_back():
+    tree = {"a": {"b/c": 1.0, "d:e": 2.0}, "f": 3.0}
+    keys = state_keys(tree)
+    assert keys == ["a:b:c", "a:d:e", "f"]
+    assert [name_of_key(key) for key in keys] == names(tree)
+    assert names(dict.fromkeys(keys, 0.0)) == names(tree)  # a state by key names the same leaves
+
+
+@pytest.mark.parametrize("key", ["a/b", "a:b"])
+def test_leaves_of_one_name_are_refused(key):
+    with pytest.raises(ValueError, match="two leaves have the path 'a/b'"):
+        state_keys({"a": {"b": 1.0}, key: 2.0})
