@@ -76,3 +76,8 @@ FLIPPED_CODES = 0.01
 GOLDEN_8BIT_RUN = 3e-4
 # How far sampled means and variances may be from the right ones, in standard errors.
 STANDARD_ERRORS = 4.0
+
+# What was recorded in another precision is known to its rounding.
+GOLDEN_BY_DTYPE = {"float64": GOLDEN, "float32": 1e-4, "int32": 0.0, "int64": 0.0}
+# Of a convex problem trained with mini-batches, relative to the optimal value.
+OBJECTIVE_GAP = 1e-4

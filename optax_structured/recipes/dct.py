@@ -89,6 +89,7 @@ def trion(
     learning_rate: ScalarOrSchedule,
     low_rank: LowRank | Rules,
     *,
+    inner: optax.GradientTransformation | None = None,
     momentum: ScalarOrSchedule = 0.95,
     weight_decay: ScalarOrSchedule = 0.0,
     scaling: Scaling = "kj",
@@ -112,6 +113,7 @@ def trion(
       low_rank: a `LowRank`, or `rules` of them; its period is 1 and its projector
         `DCT(kind="matrix")` unless they are given. Rows are taken for outputs: for kernels of shape
         (inputs, outputs) say `axes=Axes(rows=-1, cols=-2)`, or use "kimi" or "none".
+      inner: runs inside; `orthogonalize()`, and `orthogonalize(dtype=jnp.bfloat16)` as published.
       momentum: :math:`\mu` in [0, 1), a number or schedule.
       weight_decay: d, decoupled, a number or schedule; of all leaves.
       scaling: s.
@@ -133,8 +135,8 @@ def trion(
     References:
       Modoranu et al., `FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of
       Large Language Models <https://arxiv.org/abs/2505.17967>`_, ICLR 2026. Its code orthogonalises
-      in bfloat16, here float32; it scores one basis and goes back by its transpose in the FFT form
-      of wide matrices.
+      in bfloat16, here float32. Its FFT form is `projector=DCT(kind="dct2")`; for wide matrices the
+      code scores one basis there and goes back by its transpose.
     """
     check_fraction("momentum", momentum)
     if scaling not in get_args(Scaling):
@@ -157,7 +159,7 @@ def trion(
         return jax.tree.unflatten(jax.tree.structure(params), kinds)
 
     matrices = optax.chain(
-        low_rank_projection(orthogonalize(), table),
+        low_rank_projection(orthogonalize() if inner is None else inner, table),
         _scaled_by_shape(table, scaling),
         *decoupled(weight_decay),
         descent(learning_rate),

@@ -7,7 +7,6 @@ from optax_structured.transforms.adam import (
     bias_correction,
     debiased_adam,
     uncorrected_adam,
-    uncorrected_rms,
 )
 from optax_structured.transforms.decay import DecayState, decay_updated_weights
 from optax_structured.transforms.limiter import (
@@ -16,6 +15,7 @@ from optax_structured.transforms.limiter import (
     norm_growth_limiter,
 )
 from optax_structured.transforms.newton_schulz import newton_schulz, orthogonalize
+from optax_structured.transforms.rms import uncorrected_rms
 from optax_structured.transforms.storm import StormState, corrected_average, storm
 from optax_structured.transforms.weight_norm import (
     LookaheadState,

@@ -128,40 +128,6 @@ def debiased_adam(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def uncorrected_rms(
-    decay: Any = 0.9, eps: Any = 1e-6, momentum: Any = 0.0
-) -> optax.GradientTransformation:
-    r"""RMSProp's direction, with eps outside the root, followed by heavy-ball momentum.
-
-    .. math:: V_t = b V_{t-1} + (1-b) G_t^2, \quad
-        N_t = \mu N_{t-1} + G_t / (\sqrt{V_t} + \epsilon)
-
-    Args:
-      decay: b in [0, 1).
-      eps: added to the root, above 0, in the unit of the gradient.
-      momentum: :math:`\mu` in [0, 1); 0 keeps no buffer.
-
-    Returns:
-      A chain of `optax.scale_by_rms` and `optax.trace`.
-
-    Equals torch's RMSProp. The square is initialised at zero, so the first steps are
-    :math:`(1-b^t)^{-1/2}` times longer than later ones.
-
-    Example:
-      >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> rms = oxs.uncorrected_rms(decay=0.75)
-      >>> updates, _ = rms.update(jnp.array([2.0, -3.0]), rms.init(jnp.zeros(2)))
-      >>> print(updates.round(3))
-      [ 2. -2.]
-    """
-    check_fraction("decay", decay)
-    check_nonnegative("eps", eps)
-    check_fraction("momentum", momentum)
-    rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=False)
-    still = isinstance(momentum, int | float) and momentum == 0
-    return rms if still else optax.chain(rms, optax.trace(momentum))
-
-
 class BiasCorrectionState(NamedTuple):
     """State of `bias_correction`."""
 

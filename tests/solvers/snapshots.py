@@ -1,27 +1,40 @@
 """Subproblems with their solutions, and what the authors' solver makes of them."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden_files import load, names
 
-GOLDEN_DIR = Path(__file__).parent.parent / "golden"
+KINDS = ("group-lasso", "nuclear-norm")
 
 
-def snapshots(name):
-    """One pytest parameter a case: its `meta` and its arrays, in float64."""
-    data = np.load(GOLDEN_DIR / f"subproblem-{name}.npz")
-    cases = json.loads(str(data["meta"]))["cases"]
-    arrays = [
-        {k.split("/")[1]: data[k].astype(np.float64) for k in data if k.startswith(case["key"])}
-        for case in cases
-    ]
+def snapshots(kind, *needed):
+    """One pytest parameter a case of all files of a kind: its `meta` and its arrays, in float64.
+
+    Args:
+      kind: one of `KINDS`, as the files say, or the name of one file.
+      needed: arrays that a case must have.
+    """
+    for name in names("subproblem-"):
+        assert load(name).system in KINDS, f"{name} is of none of the kinds {KINDS}"
     return [
-        pytest.param(case | found | {"b": found["P"] * found["W0"] - found["V"]}, id=case["name"])
-        for case, found in zip(cases, arrays, strict=True)
-        if "W0" in found
+        pytest.param(case, id=f"{name}-{case['name']}")
+        for name in names("subproblem-")
+        if kind in (name, load(name).system)
+        for case in _cases(load(name))
+        if {*needed} <= case.keys()
     ]
+
+
+def nuclear(name):
+    """One case of the public file, by its name there."""
+    cases = _cases(load("subproblem-nuclear"))
+    return next(case for case in cases if case["name"] == name)
+
+
+def _cases(golden):
+    for case in golden.meta["cases"]:
+        arrays = {k: x.astype(np.float64) for k, x in golden.leaves(case["key"]).items()}
+        yield case | arrays | {"b": arrays["P"] * arrays["W0"] - arrays["V"]}
 
 
 def arguments(case):

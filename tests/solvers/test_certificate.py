@@ -19,10 +19,10 @@ from optax_structured.regularizers.proximal_gradient import majorised_step, step
 pytestmark = pytest.mark.usefixtures("x64")
 
 COLUMNS = GroupLasso(group_axis=1, weight=1.0)
-CASES = [pytest.param(NuclearNorm(), *c.values, id=f"nuclear {c.id}") for c in snapshots("nuclear")]
-CASES += [
-    pytest.param(COLUMNS, *c.values, id=f"group {c.id}") for c in snapshots("glasso_training")
-]
+NUCLEAR = snapshots("nuclear-norm", "warm")
+TRAINING = snapshots("subproblem-glasso_training", "warm")
+CASES = [pytest.param(NuclearNorm(), *c.values, id=c.id) for c in NUCLEAR]
+CASES += [pytest.param(COLUMNS, *c.values, id=c.id) for c in TRAINING]
 
 
 def objective(regularizer, case, w):
@@ -51,7 +51,7 @@ def test_above_the_true_suboptimality(regularizer, case):
         assert np.sum(metric * np.square(w - case["W"])) <= 2 * bound + noise
 
 
-@pytest.mark.parametrize("case", snapshots("nuclear"))
+@pytest.mark.parametrize("case", NUCLEAR)
 def test_free_subgradient_is_exact(case):
     """What is left of s after the gradient is tau times a subgradient of the nuclear norm."""
     b, metric, tau, y = case["b"], case["P"], case["tau"], case["warm"]
@@ -65,7 +65,7 @@ def test_free_subgradient_is_exact(case):
     )
 
 
-@pytest.mark.parametrize("case", snapshots("nuclear"))
+@pytest.mark.parametrize("case", NUCLEAR)
 def test_nothing_is_left_at_the_solution(case):
     gap = duality_gap(NuclearNorm(), case["b"], case["P"], case["tau"], case["W"])
     assert 0 <= gap <= 2 * case["duality_gap"] + rounding("float64") * abs(case["Q"])

@@ -1,6 +1,5 @@
 """The nuclear norm: closed form, exact solutions in a metric, exact rank, structure."""
 
-import json
 from functools import partial
 
 import jax
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solvers.snapshots import GOLDEN_DIR, arguments, snapshots
-from tolerances import CERTIFIED, FACTORED, GOLDEN, assert_close, rounding
+from solvers.snapshots import arguments, nuclear, snapshots
+from tolerances import CERTIFIED, FACTORED, assert_close, rounding
 
 from optax_structured.proximal.solvers import Exact, WeightedALS
 from optax_structured.regularizers import L1, NuclearNorm
@@ -31,25 +30,14 @@ def size(metric, w):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("key", ["case05", "case06", "case07"])
-def test_prox_as_published(key):
-    data = np.load(GOLDEN_DIR / "prox-authors.npz")
-    case = next(c for c in json.loads(str(data["meta"]))["cases"] if c["key"] == key)
-    w = NUCLEAR.prox(data[f"{key}/x"], 1.0, case["alpha"] * case["lambda_"])
-    assert_close(w, data[f"{key}/out"], GOLDEN)
-    kept = np.sum(data[f"{key}/singular_values_out"] > 0)
-    assert np.sum(NUCLEAR.support(w)) == kept
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("case", snapshots("nuclear"))
+@pytest.mark.parametrize("case", snapshots("nuclear-norm", "warm"))
 def test_exact_solution(case):
     w = jax.jit(lambda *a: Exact().solve(NUCLEAR, *a))(*arguments(case))
     assert_close(w, case["W"], CERTIFIED["float64"])
     assert np.sum(NUCLEAR.support(w)) == case["rank"]
 
 
-@pytest.mark.parametrize("case", snapshots("nuclear"))
+@pytest.mark.parametrize("case", snapshots("subproblem-nuclear"))
 def test_exact_solution_in_float32(case):
     w = Exact().solve(NUCLEAR, *(np.asarray(a, np.float32) for a in arguments(case)))
     assert w.dtype == jnp.float32
@@ -59,7 +47,7 @@ def test_exact_solution_in_float32(case):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("case", snapshots("nuclear"))
+@pytest.mark.parametrize("case", snapshots("subproblem-nuclear"))
 def test_alternating_least_squares(case):
     solver = WeightedALS(max_rank=case["rank"] + 2, sweeps=8)
     w = solver.solve(NUCLEAR, *arguments(case))
@@ -71,14 +59,14 @@ def test_alternating_least_squares(case):
 
 @pytest.mark.usefixtures("x64")
 def test_alternating_least_squares_converges():
-    case = next(c.values[0] for c in snapshots("nuclear") if c.id == "square")
+    case = nuclear("square")
     w = WeightedALS(max_rank=6, sweeps=200).solve(NUCLEAR, *arguments(case))
     assert_close(w, case["W"], CERTIFIED["float64"])
 
 
 @pytest.mark.usefixtures("x64")
 def test_certificate_tells_a_rank_bound_that_is_too_low():
-    case = next(c.values[0] for c in snapshots("nuclear") if c.id == "training step 90 (10,32)")
+    case = nuclear("training step 90 (10,32)")
     left = [
         certificate(
             NUCLEAR,
@@ -255,24 +243,3 @@ def test_alternating_least_squares_is_for_the_nuclear_norm():
     ones = jnp.ones((2, 2))
     with pytest.raises(TypeError, match="NuclearNorm, got L1"):
         WeightedALS(max_rank=1).solve(L1(), ones, ones, ones, 1.0, ones)
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("leaf", ["wide", "tall", "square"])
-def test_a_trajectory_stays_on_the_published_one(leaf):
-    """The recursion of RAMDA around the exact solver: errors do not accumulate."""
-    data = np.load(GOLDEN_DIR / "ramda-nuclear_exact.npz")
-    h = json.loads(str(data["meta"]))["hyperparameters"]
-    solve = jax.jit(lambda *a: Exact().solve(NUCLEAR, *a))
-    w = centre = data[f"params0/{leaf}"]
-    linear, square, weight = np.zeros_like(w), np.zeros_like(w), 0.0
-    for t, gradient in enumerate(data[f"grads/{leaf}"], start=1):
-        s = h["lr"] * np.sqrt(t)
-        weight += s
-        linear = linear + s * gradient
-        square = square + s * gradient**2
-        metric = np.cbrt(square) + h["epsilon"]
-        point = solve(linear, metric, centre, weight * h["lambda_"], w)
-        w = (1 - h["momentum"]) * w + h["momentum"] * np.asarray(point)
-        assert_close(point, data[f"state/w_hat/{leaf}"][t - 1], CERTIFIED["float64"])
-        assert_close(w, data[f"params/{leaf}"][t - 1], CERTIFIED["float64"])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solvers.snapshots import arguments, snapshots
+from solvers.snapshots import arguments, nuclear, snapshots
 from tolerances import CERTIFIED, GOLDEN, assert_close, rounding
 
 from optax_structured.proximal.solvers import Exact, ProximalGradient
@@ -19,30 +19,29 @@ pytestmark = pytest.mark.usefixtures("x64")
 COLUMNS = GroupLasso(group_axis=1, weight=1.0)
 
 
-def published(name):
-    return [case for case in snapshots(name) if "W_pg100" in case.values[0]]
+# (max_iters, rtol) of the authors' runs; `W_pg5` is where the one of at most 5 steps stopped.
+LIMITS = ((100, 1e-8), (5, 1e-3))
+PUBLISHED = [
+    pytest.param(regularizer, *case.values, max_iters, rtol, id=f"{case.id}-{max_iters}")
+    for kind, regularizer in (("group-lasso", COLUMNS), ("nuclear-norm", NuclearNorm()))
+    for max_iters, rtol in LIMITS
+    for case in snapshots(kind, "warm", f"W_pg{max_iters}")
+]
 
 
-@pytest.mark.parametrize("case", published("glasso_random") + published("glasso_training"))
-def test_group_lasso_as_published(case):
-    point, iterations = proximal_gradient(COLUMNS, *arguments(case), max_iters=100, rtol=1e-8)
-    assert_close(point, case["W_pg100"], GOLDEN)
-    # The authors do not even start where all groups are screened.
-    assert iterations == max(case["pg100_iterations"], 2)
-
-
-@pytest.mark.parametrize("case", published("nuclear"))
-@pytest.mark.parametrize("max_iters, rtol", [(100, 1e-8), (5, 1e-3)])
-def test_nuclear_norm_as_published(case, max_iters, rtol):
+@pytest.mark.parametrize("regularizer, case, max_iters, rtol", PUBLISHED)
+def test_as_published(regularizer, case, max_iters, rtol):
     limits = {"max_iters": max_iters, "rtol": rtol}
-    point, iterations = proximal_gradient(NuclearNorm(), *arguments(case), **limits)
+    point, iterations = proximal_gradient(regularizer, *arguments(case), **limits)
     assert_close(point, case[f"W_pg{max_iters}"], GOLDEN)
-    assert iterations == case[f"pg{max_iters}_iterations"]
-    solved = ProximalGradient(**limits).solve(NuclearNorm(), *arguments(case))
+    # Of groups, the authors do not even start where all are screened.
+    least = 2 if regularizer == COLUMNS else 1
+    assert iterations == max(case[f"pg{max_iters}_iterations"], least)
+    solved = ProximalGradient(**limits).solve(regularizer, *arguments(case))
     np.testing.assert_array_equal(solved, point)
 
 
-@pytest.mark.parametrize("case", snapshots("glasso_training"))
+@pytest.mark.parametrize("case", snapshots("subproblem-glasso_training"))
 def test_acceleration_reaches_the_exact_solution(case):
     solver = ProximalGradient(max_iters=2000, rtol=1e-11, accelerate=True)
     found = solver.solve(COLUMNS, *arguments(case))
@@ -50,7 +49,7 @@ def test_acceleration_reaches_the_exact_solution(case):
 
 
 def test_acceleration_takes_fewer_steps():
-    case = next(c.values[0] for c in snapshots("nuclear") if c.id == "square")
+    case = nuclear("square")
     found, iterations = accelerated_proximal_gradient(
         NuclearNorm(), case["b"], case["P"], case["tau"], case["warm"], max_iters=100, rtol=1e-2
     )
@@ -63,7 +62,7 @@ def test_acceleration_takes_fewer_steps():
 
 
 def test_cap_holds():
-    case = next(c.values[0] for c in snapshots("nuclear") if c.id == "square")
+    case = nuclear("square")
     problem = case["b"], case["P"], case["tau"], case["warm"]
     _, iterations = accelerated_proximal_gradient(NuclearNorm(), *problem, max_iters=7, rtol=1e-12)
     assert iterations == 7
@@ -107,7 +106,8 @@ def test_zeros_and_nan(regularizer, solver):
 
 def test_batch_runs_to_the_slowest():
     """Under vmap each member gets what it gets alone."""
-    cases = [c.values[0] for c in snapshots("nuclear") if c.id.startswith("training")]
+    steps = ("training step 90 (10,32)", "training step 360 (10,32)", "training step 630 (10,32)")
+    cases = [nuclear(step) for step in steps]
     stacked = [np.stack(x) for x in zip(*map(arguments, cases), strict=True)]
     solver = ProximalGradient()
     together = jax.jit(jax.vmap(lambda *a: solver.solve(NuclearNorm(), *a)))(*stacked)

@@ -9,8 +9,6 @@ from tolerances import KKT, SECULAR
 
 from optax_structured.regularizers.secular import solve_group
 
-CASES = [p for name in ("random", "adversarial", "training") for p in snapshots(f"glasso_{name}")]
-
 
 def bisected(b, metric, threshold):
     """The minimiser of each column, by 200 halvings of a bracket in float64."""
@@ -47,7 +45,7 @@ def random_problems(spread, dtype, seed):
         yield b.astype(dtype).astype(np.float64), m.astype(dtype).astype(np.float64)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", snapshots("group-lasso"))
 def test_published_solutions(case, x64):
     w = np.asarray(solve_group(jnp.asarray(case["b"]), jnp.asarray(case["P"]), case["tau"], (0,)))
     expected, norm = case["W"], np.linalg.norm(case["b"], axis=0)

@@ -1,0 +1,39 @@
+"""WeLore: ranks from spectra."""
+
+import numpy as np
+from golden_files import Golden
+from tolerances import rounding
+
+from optax_structured.low_rank.factors import factorize, merge
+from optax_structured.low_rank.welore import singular_values, welore_plan
+
+
+def welore(golden: Golden) -> None:
+    h = golden.settings()
+    weights, summaries = golden.leaves("weights"), h["summary"]
+    published = {"min_ratio": h["min_ratio"]}
+    assert [s["threshold"] for s in summaries] == h["thresholds"]
+    h.check_all_read()
+    for path, s in singular_values(weights).items():
+        expected = golden.arrays[f"singular_values/{path}"]
+        atol = rounding("float32") * np.max(expected)
+        np.testing.assert_allclose(s, expected, rtol=0, atol=atol, err_msg=path)
+    for summary in summaries:
+        threshold = summary["threshold"]
+        plan = welore_plan(weights, threshold=threshold, **published)
+        factored = merge(factorize(weights, plan))
+        assert {entry.path for entry in plan.entries} == weights.keys()
+        for entry in plan.entries:
+            key = f"{entry.path}/t{threshold}"
+            kept = max(golden.arrays[f"kept_rank/{key}"], 1)  # here one is always kept
+            assert entry.kept == kept, key
+            assert (entry.rank is not None) == golden.arrays[f"is_lrc/{key}"], key
+            if entry.rank is not None:
+                w, expected = factored[entry.path], golden.arrays[f"compressed/{key}"]
+                atol = rounding("float32") * np.linalg.norm(expected)
+                np.testing.assert_allclose(w, expected, rtol=0, atol=atol, err_msg=key)
+        for ours, theirs in (
+            ("attempted_reduction", "attempted_reduction"),
+            ("effective_reduction", "effective_reduction_lrc_only"),
+        ):
+            np.testing.assert_allclose(getattr(plan, ours), summary[theirs])

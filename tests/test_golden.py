@@ -1,0 +1,52 @@
+"""The published runs, step by step: every file of `golden/` that belongs to one of these systems.
+
+A replay takes all it needs from the file, so a file is added by putting it there.
+"""
+
+import pytest
+from golden_files import load, names
+from replays import (
+    adafactor,
+    dct,
+    dual_averaging,
+    fira,
+    galore,
+    grad_norm_lorp,
+    ldadam,
+    prox_recipes,
+    welore,
+)
+
+REPLAYS = {
+    "dct-adamw": dct.dct_adamw,
+    "fira-adamw": fira.adamw,
+    "fira-rmsprop": fira.rmsprop,
+    "galore-adafactor": adafactor.adafactor,
+    "galore-adamw": galore.adamw,
+    "galore-rmsprop": galore.rmsprop,
+    "galore-tucker": galore.tucker,
+    "grad_norm_lorp": grad_norm_lorp.grad_norm_lorp,
+    "ldadamw": ldadam.ldadamw,
+    "prox_adamw": prox_recipes.prox_adam,
+    "prox_gen": prox_recipes.prox_adam,
+    "prox_sgd": prox_recipes.prox_sgd,
+    "prox_ssi": prox_recipes.prox_ssi,
+    "ramda": dual_averaging.ramda,
+    "rmda": dual_averaging.rmda,
+    "trion": dct.trion,
+    "welore": welore.welore,
+}
+
+
+def replayed():
+    families = {system.partition("-")[0] + "-" for system in REPLAYS}
+    elsewhere = ("galore-adamw8bit-",)  # quantized states
+    return [n for n in names(*families) if not n.startswith(elsewhere)]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", replayed())
+def test_published_run(name):
+    golden = load(name)
+    assert golden.system in REPLAYS, f"{name} says it is of the system {golden.system!r}"
+    REPLAYS[golden.system](golden)
