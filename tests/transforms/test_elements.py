@@ -74,6 +74,26 @@ def test_rms_with_momentum(x64):
     assert len(jax.tree.leaves(uncorrected_rms().init(jnp.zeros(2)))) == 1
 
 
+def test_rms_of_the_variance(x64):
+    decay, eps, momentum, g = 0.9, 1e-3, 0.5, np.array([0.1, -2.0])
+    tx = uncorrected_rms(decay, eps, momentum, centered=True)
+    state, mean, v, n = tx.init(jnp.zeros(2)), np.zeros(2), np.zeros(2), np.zeros(2)
+    for t in range(1, 5):
+        mean = decay * mean + (1 - decay) * t * g
+        v = decay * v + (1 - decay) * (t * g) ** 2
+        n = momentum * n + t * g / (np.sqrt(v - mean**2) + eps)
+        got, state = tx.update(jnp.asarray(t * g), state)
+        np.testing.assert_allclose(got, n, rtol=reordered(jnp.float64))
+
+
+def test_a_variance_below_zero_is_rounding_error():
+    tx, ones = uncorrected_rms(0.5, 0.25, centered=True), jnp.ones(3)
+    state = tx.init(ones)._replace(mu=ones, nu=(1 - 1e-5) * ones)
+    updates, state = tx.update(ones, state)
+    assert jnp.all(state.nu < jnp.square(state.mu))
+    np.testing.assert_array_equal(updates, 4.0)
+
+
 def test_decay_acts_on_the_updated_weights():
     weights, update = jnp.array([2.0, -1.0]), jnp.array([0.5, 0.25])
     tx = decay_updated_weights(lambda count: 0.1 * (count + 1), 0.5)
