@@ -43,6 +43,17 @@ def without_params(make):
     return lambda: tx.update(PARAMS, tx.init(PARAMS))
 
 
+GRADIENTS = {"dense": {"kernel": jnp.ones((4, 3))}}
+NARROW = {"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(3)}}
+MISSING = "was given another tree than that of init: 'dense/bias' is missing. Call init"
+NARROWER = r"than that of init: 'dense/kernel' has shape \(4, 2\) and had \(4, 3\)"
+
+
+def other_tree(make, grads):
+    tx = make(0.1, GROUPS, 0.1)
+    return lambda: tx.update(grads, tx.init(PARAMS), PARAMS)
+
+
 def unfinished_chain():
     tx = optax.chain(oxs.dual_averaging(0.1), oxs.adaptive_preconditioner())
     updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
@@ -223,9 +234,24 @@ MISUSE = [
     ("stages-momentum", lambda: oxs.Stages((5,)).momentum(1.0), r"momentum must be in \[0, 1\)"),
     ("stages-rule", lambda: oxs.Stages((5,)).momentum(0.9, rule="x"), "rule must be"),
     (
-        "no-point-recorded",
+        "point-without-regularizer",
         lambda: oxs.prox_point(oxs.ramda(0.1).init(PARAMS)),
-        "build the recipe with keep_point=True",
+        r"needs the regularizer .* the recipe was built with: prox_point\(state, regularizer\)",
+    ),
+    (
+        "no-point",
+        lambda: oxs.prox_point(oxs.prox_adam(0.1, GROUPS, 0.1).init(PARAMS), GROUPS),
+        "the state holds no prox point: .* their parameters are the prox point",
+    ),
+    *((f"other-tree-{n}", other_tree(make, GRADIENTS), MISSING) for n, make in RECIPES.items()),
+    *((f"other-shape-{n}", other_tree(make, NARROW), NARROWER) for n, make in RECIPES.items()),
+    (
+        "updates-of-another-tree-than-params",
+        other_tree(
+            lambda *_: optax.chain(optax.sgd(0.1), oxs.prox_step(GROUPS, 0.1, weight=0.1)),
+            GRADIENTS,
+        ),
+        "prox_step was given another tree than that of the parameters: 'dense/bias' is missing",
     ),
 ]
 

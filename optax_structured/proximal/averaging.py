@@ -17,7 +17,8 @@ from optax_structured.clock import (
 )
 from optax_structured.proximal.subproblem import Subproblem, itself
 from optax_structured.states.roles import FirstMoment, GradientSum, Point
-from optax_structured.trees.precision import at_least_float32, scalar_dtype
+from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
+from optax_structured.trees.same import check_same_tree
 
 
 class DualAveragingState(NamedTuple):
@@ -81,28 +82,42 @@ def dual_averaging(learning_rate: ScalarOrSchedule) -> optax.GradientTransformat
         updates: Any, state: DualAveragingState, params: Any = None, **_: Any
     ) -> tuple[Any, DualAveragingState]:
         del params
+        check_same_tree("dual_averaging", updates, state.gradient_sum)
         steps = optax.safe_increment(state.steps)
-        root = root_of_count(steps, state.alpha.dtype)
-        share = now(learning_rate, state.clock) * root
-        alpha = state.alpha + share.astype(state.alpha.dtype)
-        sums = jax.tree.map(
-            lambda v, g: v + share.astype(v.dtype) * g.astype(v.dtype), state.gradient_sum, updates
-        )
+        alpha = at_least_float32(state.alpha)
+        share = now(learning_rate, state.clock) * root_of_count(steps, alpha.dtype)
+        share = jnp.asarray(share, alpha.dtype)
 
-        def terms(v: jax.Array, anchor: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return v, anchor
+        def add(v: jax.Array, g: jax.Array) -> jax.Array:
+            total = at_least_float32(v)
+            return (total + share.astype(total.dtype) * jnp.asarray(g, total.dtype)).astype(v.dtype)
 
-        subproblems = jax.tree.map(
-            lambda g, v, anchor: Subproblem(
-                (v, anchor), terms, root.astype(v.dtype), itself, alpha, g, share
-            ),
-            updates,
-            sums,
-            state.anchor,
-        )
-        return subproblems, DualAveragingState(tick(state.clock), steps, alpha, state.anchor, sums)
+        alpha = (alpha + share).astype(state.alpha.dtype)
+        sums = jax.tree.map(add, state.gradient_sum, updates)
+        new = DualAveragingState(tick(state.clock), steps, alpha, state.anchor, sums)
+        return averaged_subproblems(new, updates, share), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def averaged_subproblems(
+    state: DualAveragingState, gradients: Any, share: jax.Array | None = None
+) -> Any:
+    """The subproblem that the sums in a state pose for each leaf, in the metric sqrt(t)."""
+    alpha = at_least_float32(state.alpha)
+    root = root_of_count(jnp.maximum(state.steps, 1), alpha.dtype)
+
+    def pose(g: Any, v: jax.Array, anchor: jax.Array) -> Subproblem:
+        metric = root.astype(wide_dtype(v))
+        return Subproblem(
+            (v, anchor), _sum_and_anchor, metric, itself, alpha, jnp.asarray(g), share
+        )
+
+    return jax.tree.map(pose, gradients, state.gradient_sum, state.anchor)
+
+
+def _sum_and_anchor(v: jax.Array, anchor: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return at_least_float32(v), at_least_float32(anchor)
 
 
 class MovingAverageState(NamedTuple):
@@ -172,24 +187,37 @@ def moving_average(
         updates: Any, state: MovingAverageState, params: Any = None, **_: Any
     ) -> tuple[Any, MovingAverageState]:
         check_params("moving_average", params)
-        dtype = state.total.dtype
+        check_same_tree("moving_average", updates, state.mean)
+        check_same_tree("moving_average", params, updates, whose="the gradients")
+        dtype = at_least_float32(state.total).dtype
         rate, keep = (jnp.asarray(now(x, state.clock), dtype) for x in (learning_rate, decay))
         gamma = rate if weight is None else jnp.asarray(now(weight, state.clock), dtype)
         shrink = 1 - gamma * jnp.asarray(now(weight_decay, state.clock), dtype)
-        total = keep * state.total + (1 - keep)
-        step = rate / total if debias else rate
-
-        def average(m: jax.Array, g: jax.Array) -> jax.Array:
-            return keep.astype(m.dtype) * m + (1 - keep).astype(m.dtype) * g.astype(m.dtype)
+        total = averaged(state.total, jnp.ones((), dtype), keep)
+        step = rate / total.astype(dtype) if debias else rate
 
         def terms(m: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
+            m = at_least_float32(m)
             return step.astype(m.dtype) * m, shrink.astype(m.dtype) * p.astype(m.dtype)
 
-        def pose(g: jax.Array, m: jax.Array, p: jax.Array) -> Subproblem:
-            return Subproblem((m, p), terms, jnp.ones((), m.dtype), itself, gamma, g, None)
+        def pose(g: Any, m: jax.Array, p: Any) -> Subproblem:
+            one = jnp.ones((), wide_dtype(m))
+            return Subproblem((m, jnp.asarray(p)), terms, one, itself, gamma, jnp.asarray(g), None)
 
-        mean = jax.tree.map(average, state.mean, updates)
+        mean = jax.tree.map(lambda m, g: averaged(m, g, keep), state.mean, updates)
         subproblems = jax.tree.map(pose, updates, mean, params)
         return subproblems, MovingAverageState(tick(state.clock), total, mean)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def averaged(mean: jax.Array, new: Any, keep: jax.Array) -> jax.Array:
+    """One step of a moving average, kept in the dtype of `mean` and computed in float32 at least.
+
+    In bfloat16 a share of 0.999 would be 1, and the average would stand still.
+    """
+    wide = at_least_float32(mean)
+    share = keep.astype(wide.dtype)
+    return (share * wide + (1 - keep).astype(wide.dtype) * jnp.asarray(new, wide.dtype)).astype(
+        mean.dtype
+    )

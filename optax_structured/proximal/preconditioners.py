@@ -8,18 +8,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction, check_positive
+from optax_structured.checks import (
+    check_fraction,
+    check_nonnegative,
+    check_positive,
+)
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.proximal.averaging import averaged
 from optax_structured.proximal.roots import cube_root
 from optax_structured.proximal.subproblem import Subproblem, subproblems_only
 from optax_structured.states.roles import SecondMoment
-from optax_structured.trees.precision import at_least_float32, scalar_dtype
+from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
+from optax_structured.trees.same import check_same_tree
 
 
 class AdaptivePreconditionerState(NamedTuple):
     """State of `adaptive_preconditioner`."""
 
     clock: Clock  # steps since init, for schedules; kept by a restart
+    eps: jax.Array  # () float32 or wider: that of the last step, for `prox_point`
     square_sum: SecondMoment[Any]  # like params, float32 or wider: U
 
 
@@ -33,9 +40,9 @@ def adaptive_preconditioner(
     .. math:: U_t = U_{t-1} + s_t G_t^2, \qquad P_t = \sqrt[3]{U_t} + \epsilon.
 
     Args:
-      eps: :math:`\epsilon > 0`, outside the root, in the unit of
+      eps: :math:`\epsilon \ge 0`, outside the root, in the unit of
         :math:`(\eta\,G^2)^{1/3}`; a number or schedule, 1e-8 to 1e-4. Entries that never received a
-        gradient have just this metric.
+        gradient have just this metric. At 0, the cube root of the smallest number bounds it.
 
     Returns:
       An element that takes and gives subproblems. Its state is `AdaptivePreconditionerState`.
@@ -57,19 +64,21 @@ def adaptive_preconditioner(
       `Regularized Adaptive Momentum Dual Averaging
       <https://arxiv.org/abs/2403.14398>`_, 2024.
     """
-    check_positive("eps", eps)
+    check_nonnegative("eps", eps)
 
     def init(params: Any) -> AdaptivePreconditionerState:
-        return AdaptivePreconditionerState(
-            new_clock(), jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
-        )
+        clock = new_clock()
+        floor = jnp.asarray(now(eps, clock), scalar_dtype(params))
+        squares = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
+        return AdaptivePreconditionerState(clock, floor, squares)
 
     def update(
         updates: Any, state: AdaptivePreconditionerState, params: Any = None, **_: Any
     ) -> tuple[Any, AdaptivePreconditionerState]:
         del params
         subproblems_only(updates, "adaptive_preconditioner", "dual_averaging")
-        floor = now(eps, state.clock)
+        check_same_tree("adaptive_preconditioner", updates, state.square_sum)
+        floor = jnp.asarray(now(eps, state.clock), at_least_float32(state.eps).dtype)
 
         def add_square(sub: Subproblem, u: jax.Array) -> jax.Array:
             if sub.share is None:
@@ -77,16 +86,29 @@ def adaptive_preconditioner(
                     "adaptive_preconditioner sums squares with the weights of dual_averaging, "
                     "which moving_average does not have: use adam_preconditioner after it"
                 )
-            return u + sub.share.astype(u.dtype) * jnp.square(sub.gradient.astype(u.dtype))
-
-        def root(u: jax.Array) -> jax.Array:
-            return cube_root(u) + jnp.asarray(floor, u.dtype)
+            total = at_least_float32(u)
+            square = jnp.square(sub.gradient.astype(total.dtype))
+            return (total + sub.share.astype(total.dtype) * square).astype(u.dtype)
 
         square_sum = jax.tree.map(add_square, updates, state.square_sum)
-        preconditioned = _with_metric(root, updates, square_sum)
-        return preconditioned, AdaptivePreconditionerState(tick(state.clock), square_sum)
+        new = AdaptivePreconditionerState(
+            tick(state.clock), floor.astype(state.eps.dtype), square_sum
+        )
+        return in_cube_root_metric(updates, square_sum, floor), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def in_cube_root_metric(subproblems: Any, square_sum: Any, eps: jax.Array) -> Any:
+    """The same subproblems in the metric of these sums of squares."""
+
+    def root(u: jax.Array) -> jax.Array:
+        u = at_least_float32(u)
+        # No smaller than the root of the smallest number: squares below that are lost from U.
+        lowest = float(jnp.finfo(u.dtype).tiny) ** (1 / 3)
+        return jnp.maximum(cube_root(u) + eps.astype(u.dtype), lowest)
+
+    return _with_metric(root, subproblems, square_sum)
 
 
 class AdamPreconditionerState(NamedTuple):
@@ -153,9 +175,10 @@ def adam_preconditioner(
     ) -> tuple[Any, AdamPreconditionerState]:
         del params
         subproblems_only(updates, "adam_preconditioner", "moving_average")
-        keep = jnp.asarray(now(b2, state.clock), state.total.dtype)
-        floor = now(eps, state.clock)
-        total = keep * state.total + (1 - keep)
+        check_same_tree("adam_preconditioner", updates, state.mean_square)
+        dtype = at_least_float32(state.total).dtype
+        keep, floor = (jnp.asarray(now(x, state.clock), dtype) for x in (b2, eps))
+        total = averaged(state.total, jnp.ones((), dtype), keep)
 
         def average(sub: Subproblem, v: jax.Array) -> jax.Array:
             if sub.share is not None:
@@ -163,15 +186,15 @@ def adam_preconditioner(
                     "adam_preconditioner goes with moving_average; after dual_averaging, whose "
                     "direction is a sum and not a mean, use adaptive_preconditioner"
                 )
-            square = jnp.square(sub.gradient.astype(v.dtype))
-            return keep.astype(v.dtype) * v + (1 - keep).astype(v.dtype) * square
+            return averaged(v, jnp.square(sub.gradient.astype(wide_dtype(v))), keep)
 
         def root(v: jax.Array) -> jax.Array:
-            metric, offset = jnp.sqrt(v), jnp.asarray(floor, v.dtype)
-            if not debias:
-                return metric + offset
-            unbias = jnp.sqrt(total).astype(v.dtype)
-            return (metric + offset * unbias) / unbias
+            v = at_least_float32(v)
+            unbias = jnp.sqrt(total.astype(v.dtype)) if debias else jnp.ones((), v.dtype)
+            # No smaller than the root of the smallest number: squares below that are lost from v.
+            lowest = float(jnp.finfo(v.dtype).tiny) ** 0.5
+            metric = jnp.maximum(jnp.sqrt(v) + floor.astype(v.dtype) * unbias, lowest)
+            return metric / unbias if debias else metric
 
         mean_square = jax.tree.map(average, updates, state.mean_square)
         largest = state.max_mean_square

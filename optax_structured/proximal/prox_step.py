@@ -12,15 +12,21 @@ from optax_structured.proximal.in_turn import Task, solve_in_turn
 from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.proximal.subproblem import Subproblem, itself
 from optax_structured.regularizers.base import Regularizer
-from optax_structured.states.roles import Point
 from optax_structured.trees import Rules, as_rules, resolve
-from optax_structured.trees.precision import at_least_float32
+from optax_structured.trees.precision import (
+    at_least_float32,
+    common_dtype,
+    scalar_dtype,
+    wide_dtype,
+)
+from optax_structured.trees.same import check_same_tree
 
 
 class ProxStepState(NamedTuple):
     """State of `prox_step`."""
 
     clock: Clock  # steps since init, for schedules; kept by a restart
+    strength: jax.Array  # () float32 or wider: that of the last step, for `prox_point`
 
 
 def prox_step(
@@ -41,8 +47,9 @@ def prox_step(
 
     .. math:: \hat W = \operatorname{prox}_{\gamma\lambda\psi}(W + u).
 
-    The update is :math:`\hat W - W`, so what is zero in :math:`\hat W` is exactly zero in the new
-    parameters, in any precision, if nothing follows but the `optax.scale` of momentum.
+    The update is :math:`\hat W - W` in the precision of the parameters, or of the updates where
+    that is wider, so what is zero in :math:`\hat W` is exactly zero in the new parameters, if
+    nothing follows but the `optax.scale` of momentum.
 
     Args:
       regularizer: :math:`\psi`, one `Regularizer` for all leaves that can take it, or `rules` of
@@ -100,16 +107,22 @@ def prox_step(
             _check_some_leaf_takes(regularizer, found, params)
         return [spec if spec and (spec.constraint or not switched_off) else None for spec in found]
 
+    def strength_now(clock: Clock, dtype: Any) -> jax.Array:
+        return jnp.asarray(0.0 if strength is None else now(strength, clock), dtype)
+
     def init(params: Any) -> ProxStepState:
         specs(params)  # a rule that matches nothing fails here, not at the first step
-        return ProxStepState(new_clock())
+        clock = new_clock()
+        return ProxStepState(clock, strength_now(clock, scalar_dtype(params)))
 
     def update(
         updates: Any, state: ProxStepState, params: Any = None, **_: Any
     ) -> tuple[Any, ProxStepState]:
         check_params("prox_step", params)
-        gamma = None if weight is None else jnp.asarray(now(weight, state.clock))
-        scale = jnp.asarray(0.0 if strength is None else now(strength, state.clock))
+        check_same_tree("prox_step", updates, params, whose="the parameters")
+        dtype = at_least_float32(state.strength).dtype
+        gamma = None if weight is None else jnp.asarray(now(weight, state.clock), dtype)
+        scale = strength_now(state.clock, dtype)
 
         def pose(u: Any, p: jax.Array, spec: Regularizer | None) -> Task | None:
             sub = u if isinstance(u, Subproblem) else None
@@ -119,17 +132,25 @@ def prox_step(
             return None if sub is None else Task(sub, spec, p)
 
         structure: Any = jax.tree.structure(updates)
-        leaves, current = jax.tree.leaves(updates), structure.flatten_up_to(params)
+        leaves = [_array(u) for u in jax.tree.leaves(updates)]
+        current = [jnp.asarray(p) for p in jax.tree.leaves(params)]
         tasks = [pose(*row) for row in zip(leaves, current, specs(params), strict=True)]
         points = iter(solve_in_turn(solver, [task for task in tasks if task], scale))
 
         def move(u: Any, p: jax.Array, task: Task | None) -> jax.Array:
-            return u if task is None else ((w := next(points)) - p.astype(w.dtype)).astype(u.dtype)
+            if task is None:
+                return u
+            w = next(points)
+            return (w - p.astype(w.dtype)).astype(common_dtype(u.dtype, p.dtype))
 
         updates = structure.unflatten(map(move, leaves, current, tasks))
-        return updates, ProxStepState(tick(state.clock))
+        return updates, ProxStepState(tick(state.clock), scale.astype(state.strength.dtype))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _array(u: Any) -> Any:
+    return u if isinstance(u, Subproblem) else jnp.asarray(u)
 
 
 def _check_some_leaf_takes(regularizer: Any, found: list[Any], params: Any) -> None:
@@ -160,84 +181,11 @@ def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None)
 
 def _around_plain(u: jax.Array, p: jax.Array, weight: Any) -> Subproblem:
     """The prox of W + u in the Euclidean metric, as a subproblem."""
-    one = jnp.ones((), at_least_float32(p).dtype)
+    one = jnp.ones((), wide_dtype(p))
     return Subproblem((u, p), _no_linear_term, one, itself, weight, u, None)
 
 
 def _no_linear_term(u: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
-    centre = at_least_float32(p) + u
+    dtype = wide_dtype(u, p)
+    centre = p.astype(dtype) + u.astype(dtype)
     return jnp.zeros_like(centre), centre
-
-
-class PointState(NamedTuple):
-    """State of `record_point`."""
-
-    point: Point[Any]  # like params: the prox point of the last step, the initial params before
-
-
-def record_point() -> optax.GradientTransformationExtraArgs:
-    r"""Keeps the prox point :math:`\hat W` of the last step in the state, for `prox_point`.
-
-    Stands between `prox_step` and the `optax.scale` of momentum, where :math:`\hat W` is the
-    parameters plus the update. It is exactly structured long before the averaged :math:`W` is.
-    Costs one copy of the parameters, in their dtype.
-
-    Returns:
-      An element that passes updates through and needs `params`. Its state is `PointState`.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, optax_structured as oxs
-      >>> optimizer = oxs.ramda(0.01, oxs.L1(), 2.0, momentum=0.9, keep_point=True)
-      >>> params = jnp.array([1.0, 0.001])
-      >>> _, state = optimizer.update(jnp.ones(2), optimizer.init(params), params)
-      >>> print(oxs.prox_point(state) != 0)
-      [ True False]
-    """
-
-    def init(params: Any) -> PointState:
-        return PointState(jax.tree.map(lambda p: jnp.array(p, copy=True), params))
-
-    def update(
-        updates: Any, state: PointState, params: Any = None, **_: Any
-    ) -> tuple[Any, PointState]:
-        del state
-        check_params("record_point", params)
-        return updates, PointState(optax.apply_updates(params, updates))
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def prox_point(state: Any) -> Any:
-    r"""The prox point :math:`\hat W` of the last step, read from an optimizer state.
-
-    Args:
-      state: state of an optimizer built with `keep_point=True` or with `record_point`, however
-        deeply wrapped (chain, partition, masked, MultiSteps, restart_at, inject_hyperparams).
-
-    Returns:
-      A tree like the parameters; leaves that no `record_point` sees are `optax.MaskedNode`.
-
-    Raises:
-      ValueError: no recorded point in `state`.
-
-    Example: see `record_point`.
-    """
-
-    def is_point(node: Any) -> bool:
-        return isinstance(node, PointState)
-
-    def is_masked(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
-
-    points = [s.point for s in jax.tree.leaves(state, is_leaf=is_point) if is_point(s)]
-    if not points:
-        raise ValueError(
-            "the state holds no prox point: build the recipe with keep_point=True, or put "
-            "record_point() after prox_step (without momentum the parameters are the prox point)"
-        )
-    merged = points[0]
-    for point in points[1:]:  # under optax.partition each part records its own leaves
-        merged = jax.tree.map(
-            lambda a, b: b if is_masked(a) else a, merged, point, is_leaf=is_masked
-        )
-    return merged

@@ -68,7 +68,9 @@ def restart_at(
         if milestones:
             due = jnp.any(state.steps == jnp.asarray(milestones, jnp.int32))
             fresh = _keep_clocks(inner_state, inner.init(params))
-            inner_state = jax.tree.map(lambda f, s: jnp.where(due, f, s), fresh, inner_state)
+            inner_state = jax.tree.map(
+                lambda f, s: jnp.where(due, f.astype(s.dtype), s), fresh, inner_state
+            )
         updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
         return updates, RestartState(optax.safe_increment(state.steps), inner_state)
 
@@ -140,7 +142,7 @@ class Stages:
 
         def schedule(count: jax.Array) -> jax.Array:
             base = value(count) if callable(value) else value
-            return base * jnp.asarray(self.gamma, float) ** self.stage(count)
+            return base * jnp.asarray(self.gamma, float) ** self.stage(count).astype(float)
 
         return schedule
 
@@ -176,7 +178,7 @@ class Stages:
 
         def schedule(count: jax.Array) -> jax.Array:
             if rule == "per_stage":
-                growth = jnp.asarray(1 / self.gamma, float) ** self.stage(count)
+                growth = jnp.asarray(1 / self.gamma, float) ** self.stage(count).astype(float)
             else:
                 growth = jnp.sqrt(jnp.maximum(jnp.asarray(count, float) - start + 1, 1.0))
             return 1 - jnp.minimum((1 - value) * growth, 1.0)

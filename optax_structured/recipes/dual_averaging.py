@@ -2,6 +2,7 @@
 
 import optax
 
+from optax_structured.checks import check_positive
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.proximal.averaging import dual_averaging
 from optax_structured.proximal.preconditioners import adaptive_preconditioner
@@ -80,6 +81,7 @@ def ramda(
       <https://arxiv.org/abs/2403.14398>`_, NeurIPS 2024. Corrections: the prox of its Algorithm 2
       is scaled by the step size; the inner solver starts from the current parameters.
     """
+    check_positive("eps", eps)
     return optax.chain(
         dual_averaging(learning_rate),
         adaptive_preconditioner(eps),

@@ -7,7 +7,7 @@ import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative
 from optax_structured.clock import ScalarOrSchedule
-from optax_structured.proximal.prox_step import record_point
+from optax_structured.proximal.points import record_point
 from optax_structured.transforms import (
     bias_correction,
     decay_updated_weights,

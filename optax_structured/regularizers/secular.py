@@ -95,7 +95,7 @@ def _root(
         return theta1, phi1, secant(theta0, phi0, theta1, phi1)
 
     slope = _total(jnp.square(b * (1 / (norm * threshold))) * metric, axes)
-    tangent = threshold * jnp.where(alive, (norm - 1) / jnp.where(alive, slope, 1.0), 1.0)
+    tangent = jnp.where(alive, threshold * (norm - 1) / jnp.where(alive, slope, 1.0), threshold)
     start = jnp.zeros_like(tangent), square, tangent
     last, phi_last, theta = jax.lax.fori_loop(0, _STEPS, approach, start)
 

@@ -7,9 +7,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 
+def common_dtype(*arrays: Any) -> Any:
+    """The precision that holds all of these arrays, also where JAX is told not to promote."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays)
+
+
 def wide_dtype(*arrays: Any) -> Any:
     """The precision of these arrays together, float32 at least."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    return common_dtype(*arrays, jnp.float32)
 
 
 def at_least_float32(x: ArrayLike) -> jax.Array:
@@ -25,4 +31,4 @@ def finite(x: jax.Array) -> jax.Array:
 
 def scalar_dtype(tree: Any) -> Any:
     """The precision of scalars shared by all leaves: the widest of them, float32 at least."""
-    return jnp.result_type(jnp.float32, *jax.tree.leaves(jax.tree.map(jnp.result_type, tree)))
+    return wide_dtype(*jax.tree.leaves(jax.tree.map(jnp.result_type, tree)))

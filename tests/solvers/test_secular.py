@@ -108,6 +108,18 @@ def test_no_threshold_no_shrinkage(metric):
         np.testing.assert_allclose(solve_group(b, metric, threshold, (1,)), b / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1e-36, 1e-30, 1e-19])
+@pytest.mark.parametrize("size", [1e-33, 1e-20, 1e-8])
+def test_extreme_units_stay_finite(threshold, size):
+    """As where the learning rate starts at 0: the metric is eps alone, and all but nothing else."""
+    metric = np.float32(size) * np.array([[1.0, 2.0, 1.0, 4.0]] * 3, np.float32)
+    w0 = np.array([[0.0] * 4, [1.0, -2.0, 0.0, 0.5], [1e-3] * 4], np.float32)
+    b, threshold = metric * w0, np.float32(threshold)
+    w = np.asarray(solve_group(jnp.asarray(b), jnp.asarray(metric), threshold, (1,)))
+    expected = w0 if threshold == 0 else bisected(*np.float64((b.T, metric.T)), threshold).T
+    np.testing.assert_allclose(w, expected, rtol=0, atol=1e-5)
+
+
 def test_nan_is_not_hidden():
     w = solve_group(jnp.array([[jnp.nan, 1.0], [3.0, 4.0]]), jnp.ones((2, 2)), 1.0, (1,))
     assert np.isnan(w[0, 0]) and np.isfinite(w[1]).all()

@@ -1,0 +1,38 @@
+"""Whether two trees have the same leaves, and a sentence for where they differ."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_structured.trees.paths import named_leaves
+
+
+def check_same_tree(element: str, given: Any, known: Any, whose: str = "init") -> None:
+    """Raises ValueError unless `given` has the leaves of `known`, with their shapes.
+
+    Args:
+      element: who asks, for the message.
+      given: the gradients, or the parameters, of an update.
+      known: a tree that `element` holds.
+      whose: what `known` stands for, as in "the tree of ...".
+    """
+    if jax.tree.structure(given) == jax.tree.structure(known):
+        shapes = zip(named_leaves(given), named_leaves(known), strict=True)
+        found = [
+            f"{name!r} has shape {np.shape(new)} and had {np.shape(old)}"
+            for (name, new), (_, old) in shapes
+            if np.shape(new) != np.shape(old)
+        ]
+        if not found:
+            return
+    else:
+        new, old = ({name for name, _ in named_leaves(tree)} for tree in (given, known))
+        found = [f"{name!r} is missing" for name in sorted(old - new)]
+        found += [f"{name!r} is new" for name in sorted(new - old)]
+        found = found or ["the containers differ"]
+    shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    raise ValueError(
+        f"{element} was given another tree than that of {whose}: {shown}. Call init with the "
+        "parameters that are updated; leave leaves out with optax.masked or optax.partition"
+    )
