@@ -3,6 +3,7 @@
 try:
     import typer
 
+    from optax_structured.cli.common import show_version
     from optax_structured.cli.compare import compare
     from optax_structured.cli.plan import plan
     from optax_structured.cli.train import train
@@ -17,5 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train networks that end up exactly structured, or with little optimizer memory.",
 )
+app.callback()(show_version)
 for command in (train, compare, plan):
     app.command()(command)

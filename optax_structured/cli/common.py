@@ -2,12 +2,15 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from optax_structured import __version__
+from optax_structured.training.interrupts import LEFT, Interrupts
 
 Number = TypeVar("Number", int, float)
 
@@ -23,14 +26,34 @@ def sentences() -> Iterator[Console]:
         raise typer.Exit(2) from error
 
 
-@contextlib.contextmanager
-def interruptible(console: Console, advice: str) -> Iterator[None]:
-    """Ctrl-C leaves with what to do next."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print(escape(f"Stopped. {advice}"))
-        raise typer.Exit(130) from None
+def interrupts(console: Console) -> Interrupts:
+    """Ctrl-C saves and leaves, and again leaves at once; a context."""
+
+    def leave_at_once() -> None:
+        console.show_cursor(True)
+
+    said = "\nStopping as soon as this step is saved; Ctrl-C again leaves at once."
+    return Interrupts(lambda: console.print(said), leave_at_once)
+
+
+def leave(console: Console, how: str) -> NoReturn:
+    """Ends the command after Ctrl-C, with what continues it."""
+    console.print(escape(f"Continue with {how}"), soft_wrap=True)
+    raise typer.Exit(LEFT)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"optax-structured {__version__}")
+        raise typer.Exit
+
+
+def show_version(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show it.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The options of the command itself."""
 
 
 def check_one_folder(resume: pathlib.Path | None, out: pathlib.Path | None) -> None:
@@ -42,11 +65,6 @@ def check_one_folder(resume: pathlib.Path | None, out: pathlib.Path | None) -> N
 def option(text: str, *names: str, panel: str | None = None) -> Any:
     """An option that is None unless given, so that a resumed run can be checked against it."""
     return typer.Option(*names, help=text, show_default=False, rich_help_panel=panel)
-
-
-def one_of(names: Iterable[str], default: str) -> str:
-    """The choices, for a line of help."""
-    return f"One of {', '.join(names)}; default {default}."
 
 
 def names(text: str) -> list[str]:

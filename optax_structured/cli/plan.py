@@ -21,7 +21,7 @@ def plan(
     rank: Annotated[
         int | None, option("Rank of each matrix; default as published, or 128.")
     ] = None,
-    state_bits: Annotated[int | None, option(HELP)] = None,
+    state_bits: Annotated[int | None, option(f"{HELP}.")] = None,
     mesh: Annotated[str | None, option("Devices, as fsdp=8 or fsdp=8,tensor=2.")] = None,
     params_json: Annotated[
         pathlib.Path | None, option('Shapes in place of a model: {"path": [512, 512], ...}.')

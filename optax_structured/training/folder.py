@@ -1,11 +1,15 @@
 """A run on disk, beside its checkpoint: the exact configuration, tables of numbers."""
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
+import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, TypeVar
 
 CONFIG = "config.json"
 
@@ -13,35 +17,24 @@ Config = TypeVar("Config")
 Row = dict[str, Any]
 
 
+def quoted(folder: pathlib.Path) -> str:
+    """The folder as a shell takes it."""
+    return shlex.quote(str(folder))
+
+
 def check_empty(folder: pathlib.Path) -> None:
     """Raises FileExistsError unless a new run can begin in this folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} exists and is not empty: give another --out, or continue what is in it "
-            f"with --resume {folder}"
+            f"with --resume {quoted(folder)}"
         )
-
-
-def begin(
-    config: Any, folder: pathlib.Path, *, resume: bool, stop_after: int | None, unit: str
-) -> None:
-    """Makes the folder of a new run and writes its configuration; a resumed run has both.
-
-    Raises:
-      ValueError: `stop_after` below 1 `unit`.
-      FileExistsError: a new run into a folder that is not empty.
-    """
-    if stop_after is not None and stop_after < 1:
-        raise ValueError(f"stop_after must be at least 1 {unit}, got {stop_after}")
-    if not resume:
-        check_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder)
 
 
 def save_config(config: Any, folder: pathlib.Path) -> None:
     """Writes a configuration, a dataclass, to `config.json`."""
-    (folder / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    with replacing(folder / CONFIG) as file:
+        file.write((json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
 
 
 def stored_fields(folder: pathlib.Path) -> dict[str, Any]:
@@ -74,27 +67,23 @@ def load_config(folder: pathlib.Path, kind: type[Config]) -> Config:
         ) from error
 
 
-def check_same(stored: Any, given: Mapping[str, Any], ignoring: Iterable[str] = ()) -> None:
-    """Raises ValueError unless every option that was given is what the stored run has."""
-    ours = dataclasses.asdict(stored)
-    differing = [
-        f"{key} is {ours[key]!r} there and {value!r} here"
-        for key, value in given.items()
-        if value is not None and key not in ignoring and ours[key] != value
-    ]
-    if differing:
-        raise ValueError(
-            f"a run is resumed with its own configuration: {'; '.join(differing)}; leave these "
-            "options out, or start a new run with another --out"
-        )
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file that replaces the one at `path` as a whole, or not at all."""
+    partial = path.with_name(path.name + ".part")
+    with open(partial, "wb") as file:
+        yield file
+    os.replace(partial, path)
 
 
 def write_table(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of equal names as CSV."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[-1], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def read_table(path: pathlib.Path) -> list[Row]:

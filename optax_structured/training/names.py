@@ -1,7 +1,12 @@
-"""Names that users choose from."""
+"""Names that users choose from, and words."""
 
 import difflib
 from collections.abc import Iterable
+
+
+def one_of(names: Iterable[str]) -> str:
+    """The choices, for a line of help."""
+    return f"One of {', '.join(names)}"
 
 
 def check_known(kind: str, name: str, known: Iterable[str]) -> None:
@@ -12,3 +17,8 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> None:
     near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(names)}{hint}")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 layer, 2 layers."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

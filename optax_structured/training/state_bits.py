@@ -9,7 +9,7 @@ from optax_structured.recipes import q_galore
 
 _CODECS = {32: None, 8: Dynamic(8, block=256), 4: Dynamic(4, block=128)}
 _CHOICES = ", ".join(map(str, _CODECS))
-HELP = f"Bits of an entry of a moment: one of {_CHOICES}; default 32, or 8 for q_galore."
+HELP = f"Bits of an entry of a moment: one of {_CHOICES}; default 32, or 8 for q_galore"
 
 
 def default_state_bits(recipe: str) -> int:

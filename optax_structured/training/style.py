@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 INK, GREY = "#22313a", "#8a949a"
 COLOURS = ("#12525e", "#d1603d", "#7a5195", "#4f8f3a", "#c9a227", "#5b6670")
+DEAD, ALIVE = "#efe6d2", "#12525e"  # ends of a scale of shares
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY,
     "axes.grid": True,

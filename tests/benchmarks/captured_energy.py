@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import optax_structured as oxs
-from optax_structured.training.lm import session
+from optax_structured.training import run
+from optax_structured.training.lm.task import LanguageModel
 from optax_structured.trees import named_leaves
 
 RANK, STEPS = 32, (0, 50, 100)
@@ -42,13 +43,14 @@ def measure(projector, frame, basis, gradient, warm):
 
 
 def main():
-    experiment = session.new({"recipe": "galore", "steps": 400, "rank": RANK})
-    state, done = experiment.init(), 0
+    task = run.new(LanguageModel, {"recipe": "galore", "steps": 400, "rank": RANK})
+    state, done = task.init(), 0
     print(f"{'step':>5}  {'projector':34}{'worst':>8}{'mean':>8}{'defect':>10}")
     for step in STEPS:
-        state, _ = experiment.steps(state, done, step - done) if step > done else (state, None)
+        for done in range(done, step, task.steps_a_call):
+            state, _ = task.steps(state, done, task.steps_a_call)
         done = step
-        gradient = dict(named_leaves(experiment.gradient(state.params, step)))
+        gradient = dict(named_leaves(task.gradient(state.params, step)))
         bases = state.opt_state[0].bases
         for name, projector in PROJECTORS.items():
             warm = step > 0 and isinstance(projector, oxs.SubspaceIteration)

@@ -1,6 +1,5 @@
 """Recipes of the language-model job by name, with their published scale."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import optax
@@ -22,6 +21,13 @@ class Recipe(NamedTuple):
     period: int = 50  # steps from one refresh of the bases to the next
     codec: oxs.Affine | None = None  # of the bases
 
+    def takes(self, option: str) -> bool:
+        """Whether this recipe has an option, and has it open."""
+        if option == "scale":
+            return self.scale is not None
+        fixed = (option == "rank" and self.rank) or (option == "period" and self.period == 1)
+        return not fixed and (self.low_rank or option not in ("rank", "period", *PARTS))
+
 
 RECIPES = {
     "adamw": Recipe(3e-3, low_rank=False),
@@ -39,6 +45,7 @@ RECIPES = {
 _AXES = Axes(rows=-1, cols=-2)
 # Share of Trion's rate that Adam takes for embedding, head and norms.
 _ADAM_OF_TRION = 0.1
+_WARM_UP, _LAST_RATE = 0.1, 0.1
 PROJECTORS = {
     "svd": "SVD",
     "randomized": "RandomizedRange",
@@ -64,50 +71,54 @@ def find(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def structure(
-    rank: int, period: int, parts: Mapping[str, str | None], codec: oxs.Affine | None = None
-) -> Rules:
+def structure(config: Any) -> Rules | None:
     """All matrices of attention and MLP in low rank; embedding, head and norms are left plain.
 
     Args:
-      rank: what is kept of the smaller side of a matrix.
-      period: steps from one refresh of the bases to the next.
-      parts: names of `PARTS`; None is what the recipe itself uses.
-      codec: of the bases; None is float32.
+      config: a `Config`.
+
+    Returns:
+      The rules; None for a recipe that keeps full rank.
     """
-    chosen: dict[str, Any] = {
-        part: None if name is None else getattr(oxs, PARTS[part][name])()
-        for part, name in parts.items()
+    recipe = find(config.recipe)
+    if not recipe.low_rank:
+        return None
+    chosen = {
+        part: getattr(oxs, known[name])()
+        for part, known in PARTS.items()
+        if (name := getattr(config, part)) is not None
     }
-    return rules((PLAIN, None), default=oxs.LowRank(rank, period, _AXES, codec=codec, **chosen))
+    spec = oxs.LowRank(config.rank, config.period, _AXES, codec=recipe.codec, **chosen)
+    return rules((PLAIN, None), default=spec)
 
 
-def build(
-    name: str,
-    learning_rate: optax.Schedule,
-    low_rank: Rules | None,
-    *,
-    scale: float | None,
-    weight_decay: float,
-    clip: float,
-    state_bits: int = 32,
-) -> optax.GradientTransformation:
-    """The optimizer.
+def build(config: Any, peak: Any, low_rank: Rules | None) -> optax.GradientTransformation:
+    """The optimizer of a configuration, on its schedule.
 
     Args:
-      name: of the recipe.
-      learning_rate: a schedule.
+      config: a `Config`.
+      peak: the largest learning rate.
       low_rank: which leaf gets which `LowRank`; None for adamw.
-      scale: None where the recipe has none.
-      weight_decay: decoupled.
-      clip: largest norm of the whole gradient; 0 does not clip.
-      state_bits: of an entry of a moment: 32, 8 or 4.
     """
-    given: dict[str, Any] = {} if scale is None else {"scale": scale}
-    if name == "trion":
-        given["adam_learning_rate"] = lambda count: _ADAM_OF_TRION * learning_rate(count)
-    recipe = optax.adamw if low_rank is None else getattr(oxs, name)
+    shape = shape_of_schedule(config.scheduled_steps)
+
+    def rate(count: Any) -> Any:
+        return peak * shape(count)
+
+    given: dict[str, Any] = {} if config.scale is None else {"scale": config.scale}
+    if config.recipe == "trion":
+        given["adam_learning_rate"] = lambda count: _ADAM_OF_TRION * rate(count)
+    recipe = optax.adamw if low_rank is None else getattr(oxs, config.recipe)
     structured = () if low_rank is None else (low_rank,)
-    recipe = with_moments(recipe, codec_of(state_bits))
-    optimizer = recipe(learning_rate, *structured, weight_decay=weight_decay, **given)
-    return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
+    recipe = with_moments(recipe, codec_of(config.state_bits))
+    optimizer = recipe(rate, *structured, weight_decay=config.weight_decay, **given)
+    if not config.clip:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
+
+
+def shape_of_schedule(steps: int) -> optax.Schedule:
+    """Up to 1 over the first tenth of the steps, then along a cosine to a tenth, and so on."""
+    rise = max(1, round(_WARM_UP * steps))
+    fall = optax.cosine_decay_schedule(1.0, max(1, steps - rise), alpha=_LAST_RATE)
+    return optax.join_schedules([lambda count: (count + 1) / rise, fall], [rise])

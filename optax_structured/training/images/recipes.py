@@ -12,7 +12,13 @@ from optax_structured.regularizers import L1, GroupLasso, NuclearNorm, presets
 from optax_structured.training.names import check_known
 from optax_structured.trees import Rules, rules
 
-REGULARIZERS = ("group_lasso", "l1", "nuclear", "none")
+# Regularizers, each with the one metric that says how structured a run is, and its name.
+REGULARIZERS = {
+    "group_lasso": ("weighted", "weighted group sparsity"),
+    "l1": ("weighted", "sparsity of the kernels"),
+    "nuclear": ("low_rank", "low-rank level"),
+    "none": ("unstructured", "sparsity"),
+}
 
 
 class Hyperparameters(NamedTuple):
@@ -31,6 +37,10 @@ class Recipe(NamedTuple):
     defaults: Hyperparameters  # logistic regression on MNIST, group lasso
     nuclear: Hyperparameters  # MLP on Fashion-MNIST, nuclear norm
     averages: bool = False  # W is an average of prox points, and structured only at the end
+
+    def takes(self, option: str) -> bool:
+        """Whether this recipe has an option."""
+        return option not in ("strength", "eps") or getattr(self.defaults, option) > 0
 
 
 def _ramda(h: Hyperparameters, structure: Rules | None, stages: Stages) -> Any:
@@ -145,14 +155,16 @@ def structure(regularizer: str) -> Rules | None:
         return rules(("bias", None), default=L1())
     if regularizer == "nuclear":  # of dense kernels, as in the published runs
         return rules((r"bias|^Conv", None), default=NuclearNorm())
-    if regularizer == "none":
-        return None
-    raise ValueError(
-        f"unknown regularizer {regularizer!r}: choose one of {', '.join(REGULARIZERS)}"
-    )
+    check_known("regularizer", regularizer, REGULARIZERS)
+    return None
 
 
 def _solver(structure: Rules | None) -> Exact | ProximalGradient:
     """Exact where there is a closed form; for the nuclear norm the published few iterations."""
     nuclear = structure is not None and isinstance(structure.default, NuclearNorm)
     return ProximalGradient(max_iters=5, rtol=1e-3) if nuclear else Exact()
+
+
+def measure(regularizer: str) -> tuple[str, str]:
+    """The metric that says how structured a run is, and what to call it."""
+    return REGULARIZERS[regularizer]

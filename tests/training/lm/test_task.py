@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tolerances import reordered
-from training_lm_small import TEXT, experiment, fresh
+from training_small import TEXT, fresh_lm, lm
 
 from optax_structured.training.lm import recipes
 
 
 def test_held_out_loss_is_the_mean_over_every_byte_once():
-    one = experiment()
+    one = lm()
     params = one.init().params
     length, losses = one.config.sequence, []
     for start in range(0, len(TEXT.held_out), length):
@@ -26,14 +26,14 @@ def test_held_out_loss_is_the_mean_over_every_byte_once():
 
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_held_out_loss_does_not_depend_on_the_batch(batch_size):
-    params = experiment().init().params
-    expected = experiment().held_out_loss(params)
-    found = experiment(batch_size=batch_size).held_out_loss(params)
+    params = lm().init().params
+    expected = lm().held_out_loss(params)
+    found = lm(batch_size=batch_size).held_out_loss(params)
     assert found == pytest.approx(expected, rel=reordered("float32"))
 
 
 def test_steps_are_the_same_whatever_the_calls():
-    one = experiment()
+    one = lm()
     whole, losses = one.steps(one.init(), 0, 5)
     parts, first = one.steps(one.init(), 0, 2)
     parts, second = one.steps(parts, 2, 3)
@@ -44,7 +44,7 @@ def test_steps_are_the_same_whatever_the_calls():
 
 
 def test_seeds_and_rates_share_what_is_compiled():
-    one = experiment()
+    one = lm()
     one.steps(one.init(), 0, 0)
     with jax.no_tracing():
         other = one.variant(seed=1, learning_rate=1e-2)
@@ -58,10 +58,10 @@ def test_seeds_and_rates_share_what_is_compiled():
         one.variant(steps=3)
 
 
-def test_the_rate_warms_up_over_a_tenth_and_ends_at_a_tenth():
-    shape = fresh(steps=100)._shape_of_schedule()
-    rates = [float(shape(step)) for step in (0, 9, 10, 55, 100)]
-    np.testing.assert_allclose(rates, [0.1, 1.0, 1.0, 0.55, 0.1], atol=reordered("float32"))
+def test_the_rate_warms_up_over_a_tenth_and_stays_at_a_tenth():
+    shape = recipes.shape_of_schedule(100)
+    rates = [float(shape(step)) for step in (0, 9, 10, 55, 100, 300)]
+    np.testing.assert_allclose(rates, [0.1, 1.0, 1.0, 0.55, 0.1, 0.1], atol=reordered("float32"))
 
 
 IN_EVERY_RUN = ("adamw", "galore", "q_galore")
@@ -75,7 +75,7 @@ IN_EVERY_RUN = ("adamw", "galore", "q_galore")
     ],
 )
 def test_every_recipe_trains(name):
-    one = experiment(name).variant(learning_rate=1e-2)
+    one = lm(name).variant(learning_rate=1e-2)
     state, losses = one.steps(one.init(), 0, 10)
     assert np.all(np.isfinite(losses)) and losses[9] < losses[0]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
@@ -84,11 +84,31 @@ def test_every_recipe_trains(name):
 @pytest.mark.parametrize("part", recipes.PARTS)
 def test_parts_go_by_name(part):
     for name in recipes.PARTS[part]:
-        one = fresh("galore", **{part: name})
-        assert type(getattr(one.low_rank.default, part)).__name__ == recipes.PARTS[part][name]
+        one = fresh_lm("galore", **{part: name})
+        assert type(getattr(one.structure.default, part)).__name__ == recipes.PARTS[part][name]
 
 
 def test_stacked_layers_train():
-    one = experiment("galore", stacked=True, layers=2)
+    one = lm("galore", stacked=True, layers=2)
     _, losses = one.steps(one.init(), 0, 10)
     assert np.all(np.isfinite(losses)) and losses[9] < losses[0]
+
+
+def test_the_bytes_are_those_of_the_arrays():
+    for recipe in ("adamw", "galore"):
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(lm(recipe).init().opt_state))
+        assert lm(recipe).memory.state_bytes == held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe, bits", [("adamw", 8), ("galore", 4), ("q_galore", 8)])
+def test_bytes_in_codes_are_those_of_the_arrays(recipe, bits):
+    """64 wide, so that embedding, head and, of adamw, the matrices have 4096 entries and more."""
+    one = lm(recipe, width=64, state_bits=bits)
+    params, state = one.init()
+    codes = [x for x in jax.tree.leaves(state) if x.dtype == "uint8"]
+    assert sum(x.nbytes for x in codes) == one.memory.code_bytes
+    # Two moments of what is not projected: embedding and head, and of adamw all matrices.
+    large = sum(x.size for x in jax.tree.leaves(params) if x.size >= 4096)
+    in_moments = 2 * (large if recipe == "adamw" else 2 * 256 * 64) * bits // 8
+    assert in_moments <= one.memory.code_bytes <= 1.1 * in_moments

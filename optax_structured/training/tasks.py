@@ -1,0 +1,31 @@
+"""The tasks by name."""
+
+from optax_structured.training.images.task import Images
+from optax_structured.training.lm.task import LanguageModel
+from optax_structured.training.names import check_known
+from optax_structured.training.task import Task
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Images, LanguageModel)}
+DEFAULT = Images.name
+
+
+def find(name: str | None, recipe: str | None = None) -> type[Task]:
+    """The task of this name.
+
+    Args:
+      name: None for the default.
+      recipe: a recipe that it is wanted for, or None.
+
+    Raises:
+      ValueError: there is none, or the recipe is one of another task.
+    """
+    name = name or DEFAULT
+    check_known("task", name, TASKS)
+    found = TASKS[name]
+    others = [task.name for task in TASKS.values() if recipe in task.recipes]
+    if recipe not in found.recipes and others:
+        raise ValueError(
+            f"the task {name} has no recipe {recipe!r}: add --task {others[0]}, or choose one of "
+            f"{', '.join(found.recipes)}"
+        )
+    return found

@@ -1,0 +1,161 @@
+"""`optax-structured train`, from the options to the files."""
+
+import re
+
+import numpy as np
+import pytest
+from cli_runs import IMAGES, LM, TINY, invoke, write_text
+
+import optax_structured as oxs
+
+EVERY_RUN = {"config.json", "metrics.csv", "losses.npy", "training.png", "checkpoints"}
+FILES = {
+    "images": EVERY_RUN | {"layers.png", "strips.npz"},
+    "lm": EVERY_RUN | {"leaves.png", "leaves.csv", "state.csv"},
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "short.txt")
+
+
+def check_folder(run, task, steps, evaluations):
+    assert {path.name for path in run.iterdir()} == FILES[task]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in run.glob("*.png"))
+    assert len((run / "metrics.csv").read_text().splitlines()) == 1 + evaluations
+    assert len(np.load(run / "losses.npy")) == steps
+
+
+def test_images_write_a_run_folder_and_resume(tmp_path):
+    run = tmp_path / "run"
+    code, said = invoke("train", *IMAGES, "--stages", 2, "--out", run, "--stop-after", 2)
+    assert code == 0, said
+    code, said = invoke("train", "--resume", run, "--epochs", 4)
+    assert code == 0, said
+    assert "Dense_0/kernel" in said and "distance to stationarity" in said
+    check_folder(run, "images", 4 * 11, 4)
+    code, said = invoke("train", "--resume", run)
+    assert code == 0 and "finished: it has its 4 epochs; more --epochs extend it" in said
+    code, said = invoke("train", "--resume", run, "--epochs", 5)
+    assert code == 0, said
+    check_folder(run, "images", 5 * 11, 5)
+
+
+def test_a_text_run_writes_a_run_folder_and_resumes(tmp_path, text):
+    run = tmp_path / "run"
+    options = [*LM, "--recipe", "galore", "--rank", 4, "--period", 5, "--text", text]
+    code, said = invoke("train", *options, "--out", run, "--stop-after", 3)
+    assert code == 0, said
+    code, said = invoke("train", "--resume", run, "--stop-after", 3)
+    assert code == 0 and "has 3 of its 12 steps already" in said
+    code, said = invoke("train", "--resume", run, "--recipe", "galore", "--rank", "4")
+    assert code == 0, said
+    assert "block_0/attention/query/kernel" in said and "held-out perplexity per byte" in said
+    check_folder(run, "lm", 12, 3)
+    (line,) = (x for x in (run / "state.csv").read_text().splitlines() if "query" in x)
+    *described, state_bytes, code_bytes = line.split(",")
+    assert described == ["block_0/attention/query/kernel", "16×16", "default", "4", "1024"]
+    assert 4 * (3 * 4 * 16) <= int(state_bytes) < 2 * 1024 and code_bytes == "0"
+
+
+@pytest.mark.slow
+def test_state_bits_are_said_and_stored(tmp_path, text):
+    run = tmp_path / "run"
+    sizes = [*TINY, "--width", "64", "--steps", "4", "--text", text]
+    options = ["--task", "lm", *sizes, "--recipe", "adamw", "--state-bits", "8"]
+    code, said = invoke("train", *options, "--out", run, "--stop-after", 2)
+    assert code == 0, said
+    assert "learning rate 0.003, 8-bit state" in said and "in codes of 8 or 4 bits" in said
+    code, said = invoke("train", "--resume", run, "--state-bits", "4")
+    assert code == 2 and "state_bits is 8 there and 4 here" in said
+    code, said = invoke("train", "--resume", run)
+    assert code == 0, said
+    embedding = 256 * 64
+    line = f"embed/embedding 256×64 {4 * embedding:,} {2 * embedding + 8 * 64:,} {2 * embedding:,}"
+    assert line in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--task", "speech"], "unknown task 'speech': choose one of images, lm"),
+        (["--recipe", "rambda"], "unknown recipe 'rambda': .* did you mean 'ramda'?"),
+        (["--recipe", "galore"], "task images has no recipe 'galore': add --task lm, or choose"),
+        (["--task", "lm", "--recipe", "ramda"], "lm has no recipe 'ramda': add --task images, or"),
+        (["--task", "lm", "--recipe", "galor"], "unknown recipe 'galor': .* mean 'galore'"),
+        (["--data", "fashion-mnist", "--data-dir", "none"], "dataset-fashion-mnist"),
+        (["--model", "lenet"], "use --model conv"),
+        (["--learning-rate", "-1"], "learning_rate must be"),
+        (["--milestones", "2;3"], "--milestones takes whole numbers .* got '2;3'"),
+        (["--resume", "none"], "none is not a run folder"),
+        (["--resume", "a", "--out", "b"], "not both"),
+        (["--rank", "4"], "--rank has no meaning for the task images; leave it out"),
+        (["--task", "lm", "--strength", "1"], "--strength has no meaning for the task lm"),
+        (["--task", "lm", "--text", "no.txt"], "no text file no.txt"),
+        (["--task", "lm", "--recipe", "adamw", "--rank", "4"], "has no rank; leave --rank out"),
+        (["--task", "lm", "--sequence", "1000000"], "longer than the .* bytes of the training"),
+        (["--task", "lm", "--rank", "0"], "rank must be a whole number of at least 1, got 0"),
+        (["--task", "lm", "--state-bits", "16"], "state_bits must be one of 32, 8, 4, got 16"),
+    ],
+)
+def test_mistakes_are_sentences(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said = invoke("train", *arguments)
+    assert code == 2 and "Traceback" not in said
+    assert said.startswith("error: ") and re.search(sentence, said), said
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    mine = tmp_path / "my runs"
+    mine.mkdir()
+    (mine / "mine.txt").write_text("mine")
+    for command in ("train", "compare"):
+        code, said = invoke(command, *IMAGES, "--out", mine)
+        assert code == 2 and "is not empty" in said and f"--resume '{mine}'" in said
+    assert [path.name for path in mine.iterdir()] == ["mine.txt"]
+
+
+def test_a_run_is_resumed_with_its_own_task_and_text(tmp_path, text):
+    run = tmp_path / "run"
+    options = [*LM, "--recipe", "adamw", "--out", run, "--stop-after", 1]
+    code, said = invoke("train", *options, "--text", text)
+    assert code == 0, said
+    other = tmp_path / "other.txt"
+    other.write_text("another\n\ntext\n\n" * 9)
+    for more, sentence in (
+        (["--task", "images"], "holds a run of the task lm, not images"),
+        (["--text", other], "are not the data of the run in .*: give them with --text"),
+        (["--seed", "4"], "seed is 0 there and 4 here"),
+    ):
+        code, said = invoke("train", "--resume", run, *more)
+        assert code == 2 and re.search(sentence, said), said
+    moved = text.rename(tmp_path / "moved.txt")
+    try:
+        code, said = invoke("train", "--resume", run, "--text", moved, "--stop-after", 2)
+        assert code == 0, said
+    finally:
+        moved.rename(text)
+    code, said = invoke("compare", "--resume", tmp_path, "--task", "images")
+    assert code == 2 and "holds a run of the task lm, not images" in said
+    code, said = invoke("compare", "--resume", tmp_path, "--strength", "1")  # it knows the task
+    assert code == 2 and "--strength has no meaning for the task lm" in said
+
+
+def test_help_names_the_choices_by_task():
+    code, said = invoke("train", "--help")
+    assert code == 0 and "--recipe" in said and "prox_ssi" in said
+    images, lm = said.index("Task images"), said.index("Task lm")
+    assert (
+        said.index("--seed")
+        < images
+        < said.index("Passes over the images; default 100.")
+        < lm
+        < said.index("--width")
+    )
+    assert "Of the residual stream; default 128." in said
+
+
+def test_the_version_is_said():
+    assert invoke("--version") == (0, f"optax-structured {oxs.__version__} ")
