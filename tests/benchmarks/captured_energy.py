@@ -47,8 +47,8 @@ def main():
     state, done = task.init(), 0
     print(f"{'step':>5}  {'projector':34}{'worst':>8}{'mean':>8}{'defect':>10}")
     for step in STEPS:
-        for done in range(done, step, task.steps_a_call):
-            state, _ = task.steps(state, done, task.steps_a_call)
+        for first in range(done, step, task.steps_a_call):
+            state, _ = task.steps(state, first, task.steps_a_call)
         done = step
         gradient = dict(named_leaves(task.gradient(state.params, step)))
         bases = state.opt_state[0].bases
