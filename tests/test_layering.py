@@ -92,6 +92,18 @@ def test_imports(path):
             assert not at_top, f"{path}: import {name} where it is used"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_imports_contrib(path):
+    names = [name for name, _ in imports(path) if name.startswith("optax_structured.contrib")]
+    assert not names or wing_of(path) == "contrib"
+
+
+def test_importing_the_package_does_not_load_contrib():
+    code = "import sys, optax_structured; print('optax_structured.contrib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_importing_the_package_imports_no_extras():
     heavy = sorted(EXTRAS - CORE)
     code = f"import sys, optax_structured; print(*[m for m in {heavy} if m in sys.modules])"

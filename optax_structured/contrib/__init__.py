@@ -1,0 +1,9 @@
+"""Published methods that stand beside the optimizers, one file each; loaded only where imported.
+
+`from optax_structured import contrib` loads them all, `from optax_structured.contrib import losses`
+one room. They are built on the same habits as the library, and nothing in the library needs them.
+"""
+
+from optax_structured.contrib import losses
+
+__all__ = ["losses"]
