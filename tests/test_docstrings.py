@@ -7,8 +7,12 @@ import pkgutil
 import pytest
 
 import optax_structured as oxs
+from optax_structured import contrib
 
 PUBLIC = {name: getattr(oxs, name) for name in oxs.__all__ if not name.startswith("_")}
+for room in contrib.__all__:
+    names = getattr(contrib, room).__all__
+    PUBLIC |= {f"contrib.{room}.{name}": getattr(getattr(contrib, room), name) for name in names}
 FUNCTIONS = {name: f for name, f in PUBLIC.items() if inspect.isfunction(f)}
 CLASSES = {name: c for name, c in PUBLIC.items() if inspect.isclass(c)}
 STATES = {name: c for name, c in CLASSES.items() if issubclass(c, tuple)}

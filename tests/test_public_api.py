@@ -7,12 +7,12 @@ import inspect
 import pathlib
 
 import optax_structured as oxs
+from optax_structured import contrib
 
 SNAPSHOT = pathlib.Path(__file__).with_name("public_api.txt")
 
 
-def describe(name):
-    thing = getattr(oxs, name)
+def describe(name, thing):
     if inspect.ismodule(thing):
         inner = [
             n
@@ -45,7 +45,11 @@ def _signature(thing):
 
 
 def current():
-    return "\n".join(line for name in sorted(oxs.__all__) for line in describe(name)) + "\n"
+    things = {name: getattr(oxs, name) for name in sorted(oxs.__all__)}
+    for room in sorted(contrib.__all__):
+        inside = getattr(contrib, room)
+        things |= {f"contrib.{room}.{n}": getattr(inside, n) for n in sorted(inside.__all__)}
+    return "\n".join(line for name, x in things.items() for line in describe(name, x)) + "\n"
 
 
 def test_public_api_is_the_snapshot():

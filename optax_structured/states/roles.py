@@ -39,6 +39,7 @@ POINT = wide("point", "a point among the parameters, which rounding would move")
 # Measured on a convex problem of 10,000 steps: 15 times the solution away in 8 bits, where the sum
 # of squares beside it is within 0.2 %, because its largest entry, the scale of a block, is exact.
 GRADIENT_SUM = wide("gradient_sum", "a sum of all gradients, in which 8 bits lose single ones", 1)
+ESTIMATE = wide("estimate", "a gradient kept by corrections, which 8 bits would lose", 1)
 PENDING = wide("pending", "gradients of a step to come, each of which is added once", 1)
 ERROR = wide("error", "what earlier steps left out; rounded off, it would never come back")
 
@@ -55,6 +56,7 @@ Bases = Annotated[T, BASIS]
 Codes = Annotated[T, CODES]
 Point = Annotated[T, POINT]
 GradientSum = Annotated[T, GRADIENT_SUM]
+Estimate = Annotated[T, ESTIMATE]
 Pending = Annotated[T, PENDING]
 ErrorBuffer = Annotated[T, ERROR]
 Factor = Annotated[T, FACTOR]

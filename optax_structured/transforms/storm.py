@@ -8,6 +8,7 @@ import optax
 
 from optax_structured.checks import check_share
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.states.roles import Estimate
 from optax_structured.trees.paths import is_hole
 from optax_structured.trees.precision import at_least_float32
 
@@ -17,7 +18,7 @@ class StormState(NamedTuple):
 
     clock: Clock  # steps since init, for schedules
     steps: jax.Array  # () int32: gradients in the estimate, 0 before the first
-    estimate: Any  # like params, float32 or wider: z
+    estimate: Estimate[Any]  # like params, float32 or wider: z
 
 
 def storm(beta: ScalarOrSchedule = 0.1) -> optax.GradientTransformationExtraArgs:

@@ -88,6 +88,7 @@ def hessian_alignment_penalty(
 
     slopes = jax.vmap(gradient, (None, 0))(head, environments)
     mean_slope = mean_over_environments(slopes)
+    curvature: Callable[[Any, Any], Any]
     if method == "hgp":
         curvature, own, shared = product, slopes, mean_slope
     else:
@@ -98,7 +99,7 @@ def hessian_alignment_penalty(
     else:
         of_mean = jax.vmap(curvature, (None, 0))(shared, environments)
     bent = spread(curvatures, mean_over_environments(of_mean))
-    return alpha * bent + beta * spread(slopes, mean_slope)
+    return jnp.asarray(alpha * bent + beta * spread(slopes, mean_slope))
 
 
 def rademacher(key: jax.Array, head: Any, count: int, environments: int | None = None) -> Any:
@@ -125,7 +126,7 @@ def rademacher(key: jax.Array, head: Any, count: int, environments: int | None =
         jax.random.rademacher(k, (*lead, *jnp.shape(leaf)), jnp.result_type(leaf))
         for k, leaf in zip(keys, leaves, strict=False)
     ]
-    return structure.unflatten(signs)
+    return jax.tree.unflatten(structure, signs)
 
 
 def mean_over_environments(tree: Any) -> Any:

@@ -142,7 +142,7 @@ def confusion_metric(
     if metric == "balanced_accuracy":
         return 0.5 * (share(tp, positives) + share(tn, negatives))
     if metric == "f_beta":
-        square = beta**2
+        square = jnp.square(jnp.asarray(beta, tp.dtype))
         return share((1 + square) * tp, square * positives + tp + fp)
     if metric == "g_mean":
         return jnp.sqrt(share(tp, positives) * share(tn, negatives) + eps**2)

@@ -149,7 +149,7 @@ def linear_head_alignment_penalty(
             if reference == "mean_loss":
                 of_mean = jax.vmap(SoftmaxHead.product, (0, None))(heads, mean_slope)
         curved = spread(curvatures, mean_over_environments(of_mean))
-    return alpha * curved + beta * spread(slopes, mean_slope)
+    return jnp.asarray(alpha * curved + beta * spread(slopes, mean_slope))
 
 
 def _hessian_spread(heads: SoftmaxHead) -> jax.Array:
