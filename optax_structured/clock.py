@@ -10,7 +10,7 @@ import optax
 from optax import ScalarOrSchedule
 from optax import ScaleByScheduleState as Clock
 
-__all__ = ["Clock", "ScalarOrSchedule", "new_clock", "now", "root_of_count", "tick"]
+__all__ = ["Clock", "ScalarOrSchedule", "is_zero", "new_clock", "now", "root_of_count", "tick"]
 
 
 def new_clock() -> Clock:
@@ -24,6 +24,11 @@ def tick(clock: Clock) -> Clock:
 def now(scalar: Any, clock: Clock) -> Any:
     """The value of a scalar or schedule at this step."""
     return scalar(clock.count) if callable(scalar) else scalar
+
+
+def is_zero(scalar: Any) -> bool:
+    """Whether a scalar is the number 0 for good: not a schedule, and nothing traced or injected."""
+    return isinstance(scalar, int | float) and scalar == 0
 
 
 def root_of_count(count: jax.Array, dtype: Any) -> jax.Array:

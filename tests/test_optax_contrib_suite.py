@@ -11,8 +11,7 @@ import optax_structured as oxs
 
 # Small strengths: the suite asks for convergence to the minimum of the plain loss.
 SMALL = {"regularizer": oxs.L1(), "strength": 1e-4}
-# Some weight decay: without any, and not injected, there is no element for it to compare.
-RANK = {"low_rank": oxs.LowRank(rank=2, period=10), "weight_decay": 1e-5}
+RANK = {"low_rank": oxs.LowRank(rank=2, period=10)}
 
 RECIPES = (
     {"opt_name": "ramda", "opt_kwargs": {"learning_rate": 1e-2, **SMALL}},

@@ -17,6 +17,7 @@ from optax_structured.low_rank.projectors.base import Basis
 from optax_structured.low_rank.refit import seed_of
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
+from optax_structured.low_rank.resumed import check_leaves
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.transports import Keep, variance_aware
 from optax_structured.states.roles import Bases, ErrorBuffer, FirstMoment, SecondMoment
@@ -125,26 +126,36 @@ def scale_by_ldadam(
         scalars = new_clock(), jnp.zeros((), dtype), jnp.zeros((), dtype)
         if not leaves:  # the placeholder of optax.tree.map_params
             return LDAdamState(*scalars, *(jnp.zeros(()) for _ in range(5)))
-        bases, fitted, mu, nu, error = ({} for _ in range(5))
+        held: dict[str, dict[str, Any]] = {field: {} for field in _HELD}
         for key, (leaf, p) in leaves.items():
-            if p is None:
-                mu[key], nu[key] = (jnp.zeros_like(at_least_float32(leaf)) for _ in range(2))
-                continue
-            spec, frame = _left(p)
-            places, wide = Places(frame, leaf), wide_dtype(leaf)
-            bases[key] = jax.tree.map(places.basis, spec.projector.init(frame, wide))
-            fitted[key] = places.basis(jnp.zeros(frame.batch, bool))
-            low = spec.projector.low_shape(frame), wide
-            mu[key], nu[key] = places.low(*low), places.low(*low)
-            if error_feedback:
-                error[key] = placement.zeros(frame.shape, wide, *(places.leaf or ()))
-        return LDAdamState(*scalars, bases, fitted, mu, nu, error)
+            for field, part in begun(leaf, p).items():
+                held[field][key] = part
+        return LDAdamState(*scalars, *held.values())
+
+    def begun(leaf: Any, p: Projected | None) -> dict[str, Any]:
+        """What the state holds of a leaf before the first step, by field."""
+        if p is None:
+            mu, nu = (jnp.zeros_like(at_least_float32(leaf)) for _ in range(2))
+            return {"mu": mu, "nu": nu}
+        spec, frame = _left(p)
+        places, wide = Places(frame, leaf), wide_dtype(leaf)
+        mu, nu = (places.low(spec.projector.low_shape(frame), wide) for _ in range(2))
+        parts = {
+            "bases": jax.tree.map(places.basis, spec.projector.init(frame, wide)),
+            "fitted": places.basis(jnp.zeros(frame.batch, bool)),
+            "mu": mu,
+            "nu": nu,
+        }
+        if error_feedback:
+            parts["error"] = placement.zeros(frame.shape, wide, *(places.leaf or ()))
+        return parts
 
     def update(
         updates: Any, state: LDAdamState, params: Any = None, **_: Any
     ) -> tuple[Any, LDAdamState]:
         del params
         leaves = plan(table, updates)
+        check_leaves("scale_by_ldadam", leaves, begun, _HELD, state)
         if not leaves:
             return updates, state
         decays = _Decays(*(now(x, state.clock) for x in (b1, b2, eps, rho)))
@@ -163,6 +174,9 @@ def scale_by_ldadam(
         return jax.tree.unflatten(jax.tree.structure(updates), list(out.values())), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+_HELD = ("bases", "fitted", "mu", "nu", "error")
 
 
 class _Decays(NamedTuple):

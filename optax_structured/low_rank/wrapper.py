@@ -9,12 +9,13 @@ import optax
 from optax_structured.checks import check_nonnegative
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank import inner_state
-from optax_structured.low_rank.leaves import plan
+from optax_structured.low_rank.leaves import Projected, plan
 from optax_structured.low_rank.placing import Places
 from optax_structured.low_rank.projectors import SubspaceIteration
 from optax_structured.low_rank.refit import Refits, RefreshState
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
+from optax_structured.low_rank.resumed import check_leaves, update_inner
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.states.roles import Bases, ErrorBuffer
 from optax_structured.trees import Rules, placement
@@ -95,23 +96,15 @@ def low_rank_projection(
         count = jnp.zeros((), jnp.int32)
         if not leaves:  # the placeholder of optax.tree.map_params, or nothing to train
             return LowRankState(count, *(jnp.zeros(()) for _ in range(4)))  # type: ignore[arg-type]
-        bases, refresh, residual, low = {}, {}, {}, {}
+        held: dict[str, dict[str, Any]] = {field: {} for field in _HELD}
+        low = {}
         for key, (leaf, p) in leaves.items():
-            if p is None:
-                low[key] = at_least_float32(leaf)
-                continue
-            dtype, spec, frame = wide_dtype(leaf), p.spec, p.frame
-            places = Places(frame, leaf)
-            basis = p.encoded(spec.projector.init(frame, dtype))
-            home = places.basis if spec.codec is None else places.codes
-            bases[key] = jax.tree.map(home, basis)
-            missing = places.basis(jnp.full(frame.batch, spec.projector.first_fits, jnp.int8))
-            refresh[key] = RefreshState(missing, spec.refresh.init(frame, spec.period))
-            residual[key] = spec.residual.init(frame, dtype, places)
-            low[key] = places.low(spec.projector.low_shape(frame), dtype)
+            for field, part in _begun(leaf, p).items():
+                held[field][key] = part
+            low[key] = at_least_float32(leaf) if p is None else _low_leaf(leaf, p)
         state = inner.init(low)
         inner_state.check(inner, low, state)
-        return LowRankState(count, bases, refresh, residual, state)
+        return LowRankState(count=count, **held, inner=state)
 
     def update(
         updates: Any,
@@ -125,6 +118,7 @@ def low_rank_projection(
         leaves = plan(table, updates)
         count = state.count
         a = scale(count) if callable(scale) else scale
+        check_leaves("low_rank_projection", leaves, _begun, _HELD, state)
         if not leaves:
             return updates, state._replace(count=optax.safe_increment(count))
         masks, refit = _masks(refresh, updates, leaves), Refits(count)
@@ -145,7 +139,9 @@ def low_rank_projection(
             factors = spec.projector.factors(frame, at_hand)
             steps[key] = step = Step(spec, frame, factors, matrix, a, count)
             low[key] = places.low_at_home(finite(step.project()).astype(wide_dtype(leaf)))
-        directions, moments = inner_state.update(inner, low, moments, extra)
+        directions, moments = update_inner(
+            "low_rank_projection", inner, leaves, low, moments, extra
+        )
         residual, out = dict(state.residual), {}
         for key, (leaf, p) in leaves.items():
             if p is None:
@@ -164,6 +160,30 @@ def low_rank_projection(
         return structure.unflatten([out[key] for key in leaves]), new
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+_HELD = ("bases", "refresh", "residual")
+
+
+def _begun(leaf: Any, p: Projected | None) -> dict[str, Any]:
+    """What the state holds of a leaf before the first step, by field; of a plain one nothing."""
+    if p is None:
+        return {}
+    dtype, spec, frame = wide_dtype(leaf), p.spec, p.frame
+    places = Places(frame, leaf)
+    home = places.basis if spec.codec is None else places.codes
+    missing = places.basis(jnp.full(frame.batch, spec.projector.first_fits, jnp.int8))
+    return {
+        "bases": jax.tree.map(home, p.encoded(spec.projector.init(frame, dtype))),
+        "refresh": RefreshState(missing, spec.refresh.init(frame, spec.period)),
+        "residual": spec.residual.init(frame, dtype, places),
+    }
+
+
+def _low_leaf(leaf: Any, p: Projected) -> jax.Array:
+    """Zeros in the place of a low-rank leaf."""
+    shape = p.spec.projector.low_shape(p.frame)
+    return Places(p.frame, leaf).low(shape, wide_dtype(leaf))
 
 
 def _masks(refresh: Any, updates: Any, leaves: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def dct_adamw(
     )
     return optax.chain(
         low_rank_projection(debiased_adam(b1, b2, eps), completed(low_rank, published)),
-        *decoupled(weight_decay),
+        decoupled(weight_decay),
         descent(learning_rate),
     )
 
@@ -161,13 +161,13 @@ def trion(
     matrices = optax.chain(
         low_rank_projection(orthogonalize() if inner is None else inner, table),
         _scaled_by_shape(table, scaling),
-        *decoupled(weight_decay),
+        decoupled(weight_decay),
         descent(learning_rate),
     )
     others = optax.chain(
         finite(),
         debiased_adam(0.9, 0.95, 1e-10),
-        *decoupled(weight_decay),
+        decoupled(weight_decay),
         descent(adam_learning_rate, "adam_learning_rate"),
     )
     return optax.partition({"matrix": matrices, "other": others}, labels)

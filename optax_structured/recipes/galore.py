@@ -5,7 +5,8 @@ import optax
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
-from optax_structured.recipes.parts import adam_or, decayed, descent
+from optax_structured.recipes.parts import adam_or, descent
+from optax_structured.transforms import decay_updated_weights
 from optax_structured.trees import Rules
 
 
@@ -73,5 +74,5 @@ def galore(
         low_rank_projection(inner, low_rank, scale=scale),
         *correction,
         descent(learning_rate),
-        *decayed(learning_rate, weight_decay),
+        decay_updated_weights(learning_rate, weight_decay),
     )

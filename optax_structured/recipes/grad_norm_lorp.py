@@ -9,9 +9,10 @@ from optax_structured.checks import check_nonnegative
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
-from optax_structured.recipes.parts import decayed, descent
+from optax_structured.recipes.parts import descent
 from optax_structured.transforms import (
     bias_correction,
+    decay_updated_weights,
     lookahead_weight_norm,
     uncorrected_adam,
     weight_normalized,
@@ -85,17 +86,17 @@ def grad_norm_lorp(
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
     projection = low_rank_projection(uncorrected_adam(b1, b2, eps), low_rank, scale=scale)
     steps = (bias_correction(b1, b2), descent(learning_rate))
-    decay = decayed(learning_rate, weight_decay)
-    magnitude = optax.chain(uncorrected_adam(b1, b2, eps), *steps, *decay)
+    decay = decay_updated_weights(learning_rate, weight_decay)
+    magnitude = optax.chain(uncorrected_adam(b1, b2, eps), *steps, decay)
     if mode == "lookahead":
-        direction = optax.chain(projection, *steps, *decay)
+        direction = optax.chain(projection, *steps, decay)
         return lookahead_weight_norm(direction, magnitude, _axes(low_rank))
 
     def plain(params: Any) -> Any:
         leaves = [axes is None for axes in resolve(_axes(low_rank), params)]
         return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
-    direction = optax.chain(projection, *steps, *(optax.masked(d, plain) for d in decay))
+    direction = optax.chain(projection, *steps, optax.masked(decay, plain))
     return weight_normalized(direction, magnitude, _axes(low_rank))
 
 

@@ -61,6 +61,6 @@ def ldadam(
     """
     return optax.chain(
         scale_by_ldadam(low_rank, b1=b1, b2=b2, eps=eps, rho=rho, error_feedback=error_feedback),
-        *decoupled(weight_decay),
+        decoupled(weight_decay),
         descent(learning_rate),
     )

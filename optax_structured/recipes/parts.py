@@ -6,11 +6,10 @@ import jax
 import optax
 
 from optax_structured.checks import check_fraction, check_nonnegative
-from optax_structured.clock import ScalarOrSchedule
+from optax_structured.clock import ScalarOrSchedule, is_zero
 from optax_structured.proximal.points import record_point
 from optax_structured.transforms import (
     bias_correction,
-    decay_updated_weights,
     uncorrected_adam,
 )
 from optax_structured.trees import precision
@@ -49,22 +48,13 @@ def descent(
     return optax.scale_by_learning_rate(learning_rate)
 
 
-def decayed(
-    learning_rate: ScalarOrSchedule, weight_decay: ScalarOrSchedule
-) -> tuple[optax.GradientTransformation, ...]:
-    """Decay of the updated weights, where there is any; without, no parameters are needed."""
+def decoupled(weight_decay: ScalarOrSchedule) -> optax.GradientTransformation:
+    """AdamW's decay, before the learning rate; a plain 0 needs no parameters."""
     check_nonnegative("weight_decay", weight_decay)
-    if isinstance(weight_decay, int | float) and weight_decay == 0:
-        return ()
-    return (decay_updated_weights(learning_rate, weight_decay),)
-
-
-def decoupled(weight_decay: ScalarOrSchedule) -> tuple[optax.GradientTransformation, ...]:
-    """AdamW's decay, before the learning rate, where there is any; else params are not needed."""
-    check_nonnegative("weight_decay", weight_decay)
-    if isinstance(weight_decay, int | float) and weight_decay == 0:
-        return ()
-    return (optax.add_decayed_weights(weight_decay),)
+    decay = optax.add_decayed_weights(weight_decay)
+    if is_zero(weight_decay):
+        return optax.GradientTransformation(decay.init, lambda u, state, params=None: (u, state))
+    return decay
 
 
 def finite() -> optax.GradientTransformation:

@@ -10,8 +10,8 @@ from optax_structured.low_rank.refresh import Lazy
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.wrapper import DEFAULTS, low_rank_projection
 from optax_structured.quantization import Affine, Dynamic, keep_on_grid, quantized
-from optax_structured.recipes.parts import decayed, descent
-from optax_structured.transforms import debiased_adam
+from optax_structured.recipes.parts import descent
+from optax_structured.transforms import debiased_adam, decay_updated_weights
 from optax_structured.trees import Rules, as_rules, resolve
 
 _Q_GALORE = LowRank(rank=1, refresh=Lazy(), codec=Affine(bits=4)).completed(DEFAULTS)
@@ -92,7 +92,7 @@ def q_galore(
     elements = [
         low_rank_projection(adam, table, scale=scale),
         descent(learning_rate),
-        *decayed(learning_rate, weight_decay),
+        decay_updated_weights(learning_rate, weight_decay),
     ]
 
     def projected(tree: Any) -> Any:

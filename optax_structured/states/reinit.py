@@ -16,16 +16,17 @@ def reinit(tx: Any, state: Any, params: Any, where: str) -> Any:
     leaves share, stay as they are.
 
     Args:
-      tx: the transformation that `state` belongs to.
+      tx: the transformation that `state` belongs to; for the leaves that start again its rank,
+        codec and the like may be others than before.
       state: its present state.
-      params: the present parameters, with the shapes that `state` was made for.
+      params: the present parameters; for the leaves that start again shapes may be new.
       where: regular expression, searched in the "/"-joined path of each leaf.
 
     Returns:
-      A state of the same structure and types.
+      A state as of `tx.init(params)`.
 
     Raises:
-      ValueError: no path matches, or the state was made for parameters of other shapes.
+      ValueError: no path matches, or the state of the others was made for other shapes.
 
     >>> import jax.numpy as jnp, optax
     >>> params = {"head": jnp.ones(2), "body": jnp.ones(2)}
@@ -36,20 +37,26 @@ def reinit(tx: Any, state: Any, params: Any, where: str) -> Any:
     """
     table = rules((where, True), default=False).assign(params)
     fresh = tx.init(params)
-    structure: Any = jax.tree.structure(state)
-    if structure != jax.tree.structure(fresh):
+
+    def staying(state: Any) -> dict[Any, tuple[Any, str]]:
+        """The arrays that belong to other parameters, or to all, by their place."""
+        arrays = zip(jax.tree.leaves_with_path(state), owners(tx, state, params), strict=True)
+        return {
+            path: (x, "what all parameters share" if owner is None else repr(table[owner].path))
+            for (path, x), owner in arrays
+            if owner is None or not table[owner].value
+        }
+
+    old, new = staying(state), staying(fresh)
+    if old.keys() != new.keys():
         raise ValueError(
             "reinit: tx.init(params) and the state differ in structure; give the transformation "
             "and the parameters that the state was made for"
         )
-    leaves = []
-    old_and_new = zip(jax.tree.leaves(state), jax.tree.leaves(fresh), strict=True)
-    for (old, new), owner in zip(old_and_new, owners(tx, fresh, params), strict=True):
-        if new.shape != old.shape:
-            of = "what all parameters share" if owner is None else repr(table[owner].path)
+    for path, (x, of) in new.items():
+        if x.shape != old[path][0].shape:
             raise ValueError(
-                f"reinit: the state of {of} has an array of shape {old.shape} where "
-                f"tx.init(params) makes {new.shape}"
+                f"reinit: the state of {of} has an array of shape {old[path][0].shape} where "
+                f"tx.init(params) makes {x.shape}"
             )
-        leaves.append(new if owner is not None and table[owner].value else old)
-    return structure.unflatten(leaves)
+    return jax.tree.map_with_path(lambda path, x: old[path][0] if path in old else x, fresh)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_nonnegative, check_params
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.clock import Clock, ScalarOrSchedule, is_zero, new_clock, now, tick
 from optax_structured.trees.precision import at_least_float32
 
 
@@ -29,7 +29,8 @@ def decay_updated_weights(
       weight_decay: d, a number or schedule; 0 to 0.1.
 
     Returns:
-      An element that needs `params` and comes after the learning rate. Its state is `DecayState`.
+      An element that needs `params` (not for a plain 0, which does nothing) and comes after the
+      learning rate. Its state is `DecayState`.
 
     Raises:
       ValueError: a negative number, or missing `params`.
@@ -55,6 +56,9 @@ def decay_updated_weights(
     def update(
         updates: Any, state: DecayState, params: Any = None, **_: Any
     ) -> tuple[Any, DecayState]:
+        new = DecayState(tick(state.clock))
+        if is_zero(weight_decay):
+            return updates, new
         check_params("decay_updated_weights", params)
         share = now(learning_rate, state.clock) * now(weight_decay, state.clock)
 
@@ -63,6 +67,6 @@ def decay_updated_weights(
             shrunk = wide - jnp.asarray(share, wide.dtype) * (p.astype(wide.dtype) + wide)
             return shrunk.astype(u.dtype)
 
-        return jax.tree.map(decay, updates, params), DecayState(tick(state.clock))
+        return jax.tree.map(decay, updates, params), new
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -10,7 +10,7 @@ from optax_structured.checks import check_fraction, check_nonnegative
 
 
 def uncorrected_rms(
-    decay: Any = 0.9, eps: Any = 1e-6, momentum: Any = 0.0, *, centered: bool = False
+    decay: Any = 0.9, eps: Any = 1e-6, momentum: Any = None, *, centered: bool = False
 ) -> optax.GradientTransformation:
     r"""RMSProp's direction, with eps outside the root, followed by heavy-ball momentum.
 
@@ -20,7 +20,7 @@ def uncorrected_rms(
     Args:
       decay: b in [0, 1).
       eps: added to the root, above 0, in the unit of the gradient.
-      momentum: :math:`\mu` in [0, 1); 0 keeps no buffer.
+      momentum: :math:`\mu` in [0, 1); None, which is 0, keeps no buffer.
       centered: divide by the standard deviation, of :math:`V_t - A_t^2` with
         :math:`A_t = b A_{t-1} + (1-b) G_t`: one more moment. A gradient that does not change has
         none, and takes steps of :math:`G/\epsilon`.
@@ -41,11 +41,12 @@ def uncorrected_rms(
     """
     check_fraction("decay", decay)
     check_nonnegative("eps", eps)
-    check_fraction("momentum", momentum)
     plain = optax.scale_by_rms(decay, eps, eps_in_sqrt=False)
     rms = _by_deviation(decay, eps) if centered else plain
-    still = isinstance(momentum, int | float) and momentum == 0
-    return rms if still else optax.chain(rms, optax.trace(momentum))
+    if momentum is None:
+        return rms
+    check_fraction("momentum", momentum)
+    return optax.chain(rms, optax.trace(momentum))
 
 
 def _by_deviation(decay: Any, eps: Any) -> optax.GradientTransformation:

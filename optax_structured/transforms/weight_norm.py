@@ -7,8 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_params
+from optax_structured.states import another_tree
 from optax_structured.states.roles import Factor, Point
-from optax_structured.trees import Axes, Rules, map_named, resolve, state_key, state_keys
+from optax_structured.trees import (
+    Axes,
+    Rules,
+    map_named,
+    name_of_key,
+    resolve,
+    state_key,
+    state_keys,
+)
 from optax_structured.trees.precision import at_least_float32, finite
 
 
@@ -178,6 +187,9 @@ def lookahead_weight_norm(
     ) -> tuple[Any, LookaheadState]:
         check_params("lookahead_weight_norm", params)
         views = _views(where, state.v, every=True)
+        for key in views.keys() ^ set(state_keys(updates)):
+            how = "the gradients lack" if key in views else "the state knows nothing of"
+            raise another_tree("lookahead_weight_norm", f"{how} {name_of_key(key)!r}")
         gains = {key: _norms(w) for key, (_, w) in views.items()}
         along = {
             key: jnp.sum(finite(to_rows(axes, g).astype(w.dtype)) * _over(w, gains[key]), axis=-1)

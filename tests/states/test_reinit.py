@@ -44,7 +44,38 @@ def test_a_pattern_that_matches_nothing_and_another_model_are_explained():
     with pytest.raises(ValueError, match="differ in structure"):
         reinit(tx, state, {"head": jnp.ones(3)}, "head")
     with pytest.raises(ValueError, match=r"'head/kernel' has an array of shape \(4, 6\)"):
-        reinit(tx, state, {**params, "head": {"kernel": jnp.ones((5, 6))}}, "head")
+        reinit(tx, state, {**params, "head": {"kernel": jnp.ones((5, 6))}}, "body")
+
+
+def test_leaves_that_start_again_may_have_another_shape():
+    tx = optax.adam(1e-2)
+    params, state = run(tx, normal_tree("params", SHAPES), [normal_tree(0, SHAPES)])
+    grown = {**params, "head": {"kernel": jnp.ones((5, 6))}}
+    new = reinit(tx, state, grown, "head")
+    assert new[0].mu["head"]["kernel"].shape == (5, 6)
+    assert_equal(new[0].mu["body"], state[0].mu["body"])
+    assert_equal(new[0].count, state[0].count)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"rank": 3}, {"projector": oxs.DCT()}, {"codec": oxs.Affine(bits=4)}],
+    ids=["rank", "projector", "codec"],
+)
+def test_leaves_that_start_again_may_have_other_settings(changed):
+    settings = {"rank": 2, "projector": oxs.SVD()}
+    tx = oxs.galore(1e-2, oxs.LowRank(**settings))
+    other = oxs.LowRank(**{**settings, **changed})
+    table = oxs.rules(("head", other), default=oxs.LowRank(**settings))
+    params, state = run(tx, normal_tree("params", SHAPES), [normal_tree(0, SHAPES)])
+    after = oxs.galore(1e-2, table)
+    with pytest.raises(ValueError, match=r"'head/kernel' was made for .* and the optimizer has "):
+        after.update(params, state, params)
+    new = reinit(after, state, params, "^head/kernel$")
+    _, new = after.update(params, new, params)
+    assert jax.tree.structure(new) == jax.tree.structure(after.init(params))
+    assert int(new[0].refresh["body:kernel"].missing) == 0  # an SVD is fitted once: it goes on
+    assert int(new[0].count) == 2
 
 
 def test_of_two_leaves_in_a_list_one_starts_again():
