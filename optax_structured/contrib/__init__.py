@@ -4,6 +4,6 @@
 one room. They are built on the same habits as the library, and nothing in the library needs them.
 """
 
-from optax_structured.contrib import losses
+from optax_structured.contrib import learning_curves, losses
 
-__all__ = ["losses"]
+__all__ = ["learning_curves", "losses"]
