@@ -316,6 +316,43 @@ def test_restart_is_a_new_start_with_the_clock_of_the_old():
     assert_close(after(oxs.restart_at(recipe, stages.milestones)), w, 100 * EXACT)
 
 
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (
+            lambda s: oxs.ramda(0.1, GROUPS, 0.3, momentum=0.5, eps=1e-4, stages=s),
+            lambda s: oxs.ramda(
+                s.decay(0.1), GROUPS, 0.3, momentum=s.momentum(0.5), eps=s.decay(1e-4)
+            ),
+        ),
+        (
+            lambda s: oxs.rmda(0.1, GROUPS, 0.3, momentum=0.5, stages=s),
+            lambda s: oxs.rmda(s.decay(0.1), GROUPS, 0.3, momentum=s.momentum(0.5)),
+        ),
+    ],
+    ids=["ramda", "rmda"],
+)
+def test_stages_are_schedules_and_restarts(short, long):
+    stages = oxs.Stages.equal(STEPS, 2)
+    expected = after(oxs.restart_at(long(stages), stages.milestones))
+    assert_equal(after(short(stages)), expected)
+
+
+def test_one_call_ends_with_exact_zeros_in_the_parameters():
+    """Least squares in which two of six groups matter, by the defaults."""
+    target = start().at[2:].set(0.0)
+    tx = oxs.ramda(0.1, GROUPS, 0.05, stages=oxs.Stages.equal(total_steps=300, number=2))
+
+    def body(carry, _):
+        w, state = carry
+        updates, state = tx.update(w - target, state, w)
+        return (optax.apply_updates(w, updates), state), None
+
+    (w, state), _ = jax.lax.scan(body, (start(), tx.init(start())), length=300)
+    assert_equal(GROUPS.support(w), GROUPS.support(target))
+    assert_close(oxs.prox_point(state, GROUPS), w, EXACT)
+
+
 def test_restart_without_milestones_is_the_inner_recipe():
     recipe = oxs.ramda(0.1, GROUPS, 0.3)
     assert_equal(after(oxs.restart_at(recipe, ())), after(recipe))

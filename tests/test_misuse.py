@@ -232,6 +232,21 @@ MISUSE = [
     ("milestones-zero", lambda: oxs.Stages((0,)), "increasing whole numbers of steps, at least 1"),
     ("gamma", lambda: oxs.Stages((5,), gamma=0.0), "gamma must be above 0 and at most 1"),
     ("stages-momentum", lambda: oxs.Stages((5,)).momentum(1.0), r"momentum must be in \[0, 1\)"),
+    (
+        "stages-too-short-for-momentum",
+        lambda: oxs.ramda(0.1, GROUPS, 0.1, momentum=0.99, stages=oxs.Stages.equal(1000, 4)),
+        "momentum 0.99 takes 10000 steps of the last stage .* and that has 250.*at most 0.93",
+    ),
+    ("stages-fewer-steps", lambda: oxs.Stages.equal(3, 4), "a step for each stage: got 3 steps"),
+    ("stages-total", lambda: oxs.Stages((5,), total_steps=5), "total_steps must exceed the mile"),
+    *(
+        (
+            f"stages-{n}-learning-rate",
+            lambda make=make: make(-0.1, stages=oxs.Stages((5,))),
+            "learning_rate must be a finite number of at least 0",
+        )
+        for n, make in {"ramda": oxs.ramda, "rmda": oxs.rmda}.items()
+    ),
     ("stages-rule", lambda: oxs.Stages((5,)).momentum(0.9, rule="x"), "rule must be"),
     (
         "point-without-regularizer",

@@ -2,11 +2,12 @@
 
 import optax
 
-from optax_structured.checks import check_positive
+from optax_structured.checks import check_nonnegative, check_positive
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.proximal.averaging import dual_averaging
 from optax_structured.proximal.preconditioners import adaptive_preconditioner
 from optax_structured.proximal.prox_step import prox_step
+from optax_structured.proximal.restart import Stages, restart_at
 from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.recipes.parts import averaged
 from optax_structured.regularizers.base import Regularizer
@@ -22,10 +23,15 @@ def ramda(
     *,
     momentum: ScalarOrSchedule = 0.9,
     eps: ScalarOrSchedule = 1e-6,
+    stages: Stages | None = None,
     solver: Solver = _EXACT,
     keep_point: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RAMDA: dual averaging in an adaptive metric, with an exact prox and momentum.
+
+    To end with exact zeros in the parameters, say how long you train:
+    `stages=Stages.equal(total_steps)`. With a constant momentum above 0 they never have one, only
+    their prox point has: `prox_point(state, regularizer)`. `momentum=0.0` has them at every step.
 
     With :math:`s_t = \eta\sqrt t` and :math:`c = 1 - momentum`, for each leaf
 
@@ -38,12 +44,12 @@ def ramda(
         W_t &= (1 - c) W_{t-1} + c\,\hat W_t
 
     The zeros of :math:`\hat W` settle on those of the optimum after finitely many steps; those of
-    :math:`W` follow once momentum is 0. Give it the gradients of the loss alone. The state holds
-    three copies of the parameters, float32 at least.
+    :math:`W`, the parameters, follow once momentum is 0. Give it the gradients of the loss alone.
+    The state holds three copies of the parameters, float32 at least.
 
     Args:
       learning_rate: :math:`\eta`, a number or schedule, 1e-3 to 5e-2 (1e-2 for vision). Constant
-        between restarts: see `Stages` and `restart_at`.
+        within a stage.
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
       strength: :math:`\lambda`, a number or schedule, in units of the loss per unit of
         :math:`\psi`, whatever the learning rate. Published runs with group lasso: 1e-7 to 1e-3
@@ -51,14 +57,16 @@ def ramda(
       momentum: share of the previous iterate that is kept, in [0, 1), a number or schedule. The
         published c is 1 - momentum: 0.9 to 0.99.
       eps: added outside the root, above 0, a number or schedule, 1e-8 to 1e-4.
+      stages: of the run: restarts, lower rates, and momentum down to 0 in the last of them.
       solver: of the subproblem in the metric P. `ProximalGradient()` reproduces published runs.
-      keep_point: record :math:`\hat W` in the state, for `prox_point`: one more copy.
+      keep_point: keep the very point of an inexact solver (or with state in codes) for
+        `prox_point`: one more copy. With `Exact` the state tells it.
 
     Returns:
       An optimizer whose update needs `params`, and after which nothing may follow in a chain.
 
     Raises:
-      ValueError: a value out of the ranges above.
+      ValueError: a value out of the ranges above; a momentum that the last stage is too short for.
 
     Equals MADGRAD without regularizer: `optax.contrib.madgrad(learning_rate - eps)` with the same
     momentum and eps (MADGRAD adds its eps to its learning rate; RAMDA does not).
@@ -67,7 +75,7 @@ def ramda(
       >>> import jax, jax.numpy as jnp, optax, optax_structured as oxs
       >>> A, y = jnp.eye(4)[:, ::-1], jnp.array([2.0, 0.1, 0.1, 1.0])
       >>> gradient = jax.grad(lambda w: 0.5 * jnp.sum((A @ w - y) ** 2))
-      >>> optimizer = oxs.ramda(0.1, oxs.L1(), strength=0.5, momentum=0.0)
+      >>> optimizer = oxs.ramda(0.1, oxs.L1(), strength=0.5, stages=oxs.Stages.equal(1000, 2))
       >>> w, state = jnp.zeros(4), optimizer.init(jnp.zeros(4))
       >>> for _ in range(1000):
       ...     updates, state = optimizer.update(gradient(w), state, w)
@@ -82,12 +90,17 @@ def ramda(
       is scaled by the step size; the inner solver starts from the current parameters.
     """
     check_positive("eps", eps)
-    return optax.chain(
+    check_nonnegative("learning_rate", learning_rate)
+    if stages is not None:
+        learning_rate, eps = stages.decay(learning_rate), stages.decay(eps)
+        momentum = stages.momentum(momentum)
+    steps = optax.chain(
         dual_averaging(learning_rate),
         adaptive_preconditioner(eps),
         prox_step(regularizer, strength, solver=solver),
         *averaged(momentum, keep_point),
     )
+    return restart_at(steps, stages.milestones) if stages is not None else steps
 
 
 def rmda(
@@ -96,9 +109,12 @@ def rmda(
     strength: ScalarOrSchedule | None = None,
     *,
     momentum: ScalarOrSchedule = 0.9,
+    stages: Stages | None = None,
     keep_point: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMDA: dual averaging in the metric :math:`\sqrt t`, with a closed-form prox and momentum.
+
+    As with `ramda`, exact zeros in the parameters need `stages=Stages.equal(total_steps)`.
 
     With the :math:`V_t, \alpha_t, c` of `ramda`,
 
@@ -108,18 +124,19 @@ def rmda(
 
     Args:
       learning_rate: :math:`\eta`, a number or schedule: 0.1 for small vision, 1 to 25 for large
-        tasks. Constant between restarts: see `Stages` and `restart_at`.
+        tasks. Constant within a stage.
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
       strength: :math:`\lambda`, a number or schedule; published 1e-5 to 2e-4 for CNNs.
       momentum: share of the previous iterate that is kept, in [0, 1), a number or schedule. The
         published c is 1 - momentum: 0.9 to 0.99.
-      keep_point: record :math:`\hat W` in the state, for `prox_point`: one more copy.
+      stages: of the run: restarts, lower rates, and momentum down to 0 in the last of them.
+      keep_point: keep :math:`\hat W` in the state, for `prox_point`, where the sums are in codes.
 
     Returns:
       An optimizer whose update needs `params`, and after which nothing may follow in a chain.
 
     Raises:
-      ValueError: a value out of the ranges above.
+      ValueError: a value out of the ranges above; a momentum that the last stage is too short for.
 
     Equals, without regularizer and momentum, modernized dual averaging:
     :math:`W_t = W_0 - \eta t^{-1/2} \sum_k \sqrt k\,G_k`.
@@ -134,8 +151,12 @@ def rmda(
       Variance Reduction <https://arxiv.org/abs/2112.02612>`_, ICLR 2022. Its code advances the
       counters of the last parameter group only; here they belong to the optimizer.
     """
-    return optax.chain(
+    check_nonnegative("learning_rate", learning_rate)
+    if stages is not None:
+        learning_rate, momentum = stages.decay(learning_rate), stages.momentum(momentum)
+    steps = optax.chain(
         dual_averaging(learning_rate),
         prox_step(regularizer, strength),
         *averaged(momentum, keep_point),
     )
+    return restart_at(steps, stages.milestones) if stages is not None else steps
