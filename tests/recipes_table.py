@@ -79,6 +79,7 @@ DUAL = {"learning_rate": 0.05, "strength": 0.05, "momentum": 0.4}
 RAMDA = {**DUAL, "eps": 1e-6}
 ADAM = {"learning_rate": 0.05, "strength": 0.05, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
 ADAMW = {**ADAM, "weight_decay": 0.1}
+MADGRAD = {"learning_rate": 0.05, "momentum": 0.4, "eps": 1e-6, "weight_decay": 0.1}
 PLAIN = {"learning_rate": 0.05, "strength": 0.05}
 
 GALORE = {"learning_rate": 0.05, "scale": 0.5, "b1": 0.9, "b2": 0.99, "eps": 1e-6}
@@ -116,6 +117,10 @@ CASES = (
     Case("prox_adam_amsgrad", oxs.prox_adam, ADAMW, {**GROUPS, "amsgrad": True}),
     Case("prox_ssi", oxs.prox_ssi, ADAMW, {"regularizer": oxs.GroupMCP(-2, gamma=1e3)}),
     Case("sgd_then_prox", sgd_then_prox, PLAIN, GROUPS),
+    Case("madgrad", oxs.madgrad, MADGRAD),
+    Case("madgrad_decoupled", oxs.madgrad, MADGRAD, {"decoupled": True}),
+    Case("mirror_madgrad", oxs.mirror_madgrad, MADGRAD),
+    Case("mirror_madgrad_decoupled", oxs.mirror_madgrad, MADGRAD, {"decoupled": True}),
     Case("galore", oxs.galore, GALORE, of_rank(2)),
     Case("galore_as_published", oxs.galore, GALOREW, of_rank(2, **KEEP)),
     Case("galore_lazy_rotate", oxs.galore, GALOREW, of_rank(2, **LAZY, **ROTATE)),

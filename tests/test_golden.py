@@ -13,6 +13,7 @@ from replays import (
     galore,
     grad_norm_lorp,
     ldadam,
+    madgrad,
     prox_recipes,
     welore,
 )
@@ -27,6 +28,8 @@ REPLAYS = {
     "galore-tucker": galore.tucker,
     "grad_norm_lorp": grad_norm_lorp.grad_norm_lorp,
     "ldadamw": ldadam.ldadamw,
+    "madgrad": madgrad.madgrad,
+    "mirror_madgrad": madgrad.madgrad,
     "prox_adamw": prox_recipes.prox_adam,
     "prox_gen": prox_recipes.prox_adam,
     "prox_sgd": prox_recipes.prox_sgd,

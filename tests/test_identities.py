@@ -51,6 +51,25 @@ def test_ramda_is_madgrad():
     )  # it takes the root of its counter in float32
 
 
+def test_ramda_without_regularizer_is_madgrad():
+    rate, momentum, eps = 0.03, 0.9, 1e-3
+    expected = after(oxs.ramda(rate, momentum=momentum, eps=eps))
+    assert_close(after(oxs.madgrad(rate - eps, momentum=momentum, eps=eps)), expected, EXACT)
+
+
+@pytest.mark.parametrize("make", [oxs.madgrad, oxs.mirror_madgrad])
+@pytest.mark.parametrize("rate", [0.0, lambda count: jnp.zeros(())], ids=["number", "schedule"])
+def test_madgrad_at_a_rate_of_zero_stays(make, rate):
+    assert_equal(after(make(rate, eps=1e-2, weight_decay=0.1)), start())
+
+
+def test_primal_averaging_of_sgd_is_heavy_ball_momentum():
+    momentum = 0.75
+    expected = after(optax.sgd(0.1 * (1 - momentum), momentum))
+    assert_close(after(oxs.primal_averaging(optax.sgd(0.1), momentum)), expected, EXACT)
+    assert_close(after(oxs.primal_averaging(optax.adam(0.1), 0.0)), after(optax.adam(0.1)), EXACT)
+
+
 def test_first_step_of_ramda():
     rate, eps = 0.03, 1e-2
     (g,) = gradients(1)
@@ -108,7 +127,18 @@ def test_prox_ssi_is_adam_with_eps_in_the_uncorrected_root():
     assert_close(after(got), w, EXACT)
 
 
-@pytest.mark.parametrize("make", [oxs.ramda, oxs.rmda, oxs.prox_sgd, oxs.prox_adam, oxs.prox_ssi])
+@pytest.mark.parametrize(
+    "make",
+    [
+        oxs.ramda,
+        oxs.rmda,
+        oxs.prox_sgd,
+        oxs.prox_adam,
+        oxs.prox_ssi,
+        oxs.madgrad,
+        oxs.mirror_madgrad,
+    ],
+)
 def test_no_gradient_no_movement(make):
     assert_equal(after(make(0.1), [jnp.zeros(SHAPE)] * 3), start())
 

@@ -18,6 +18,7 @@ RECIPES = {
     "prox_adam": oxs.prox_adam,
     "prox_ssi": oxs.prox_ssi,
 }
+MADGRADS = {"madgrad": oxs.madgrad, "mirror_madgrad": oxs.mirror_madgrad}
 FOREIGN = "not an update yet.*Put what acts on gradients.*before dual_averaging"
 NO_PARAMS = r"needs the current parameters: call update\(grads, state, params\)"
 
@@ -112,6 +113,7 @@ TRANSFORMATIONS = {
 
 MISUSE = [
     *bad_numbers(RECIPES, NUMBERS, learning_rate=0.1, regularizer=GROUPS, strength=0.1),
+    *bad_numbers(MADGRADS, NUMBERS | {"eps": (AT_LEAST_ZERO, (-1e-6,))}, learning_rate=0.1),
     *((f"between-{n}", between(foreign), FOREIGN) for n, foreign in TRANSFORMATIONS.items()),
     *((f"before-{n}", before_the_prox(foreign), FOREIGN) for n, foreign in TRANSFORMATIONS.items()),
     *((f"no-params-{n}", without_params(make), NO_PARAMS) for n, make in RECIPES.items()),
@@ -267,6 +269,11 @@ MISUSE = [
             GRADIENTS,
         ),
         "prox_step was given another tree than that of the parameters: 'dense/bias' is missing",
+    ),
+    (
+        "primal_averaging-other-tree",
+        other_tree(lambda rate, *_: oxs.mirror_madgrad(rate), GRADIENTS),
+        "scale_by_mirror_madgrad " + MISSING,
     ),
 ]
 

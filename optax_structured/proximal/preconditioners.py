@@ -15,9 +15,9 @@ from optax_structured.checks import (
 )
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.proximal.averaging import averaged
-from optax_structured.proximal.roots import cube_root
 from optax_structured.proximal.subproblem import Subproblem, subproblems_only
 from optax_structured.states.roles import SecondMoment
+from optax_structured.transforms.roots import cube_root
 from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
 from optax_structured.trees.same import check_same_tree
 

@@ -7,6 +7,7 @@ from optax_structured.recipes.fira import apollo, apollo_mini, fira
 from optax_structured.recipes.galore import galore
 from optax_structured.recipes.grad_norm_lorp import grad_norm_lorp
 from optax_structured.recipes.ldadam import ldadam
+from optax_structured.recipes.madgrad import madgrad, mirror_madgrad
 from optax_structured.recipes.q_galore import q_galore
 from optax_structured.recipes.sgd import prox_sgd, prox_sgd_relaxed
 
@@ -18,6 +19,8 @@ __all__ = [
     "galore",
     "grad_norm_lorp",
     "ldadam",
+    "madgrad",
+    "mirror_madgrad",
     "prox_adam",
     "prox_sgd",
     "prox_sgd_relaxed",

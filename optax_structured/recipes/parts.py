@@ -1,5 +1,6 @@
 """The pieces of chains that several recipes share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,11 +29,16 @@ def recorded(keep_point: bool) -> tuple[optax.GradientTransformation, ...]:
     return (record_point(),) if keep_point else ()
 
 
+def combined(f: Callable[..., Any], *scalars: ScalarOrSchedule) -> Any:
+    """`f` of numbers; a schedule where one of them is."""
+    if not any(map(callable, scalars)):
+        return f(*scalars)
+    return lambda count: f(*(x(count) if callable(x) else x for x in scalars))
+
+
 def complement(scalar: ScalarOrSchedule) -> ScalarOrSchedule:
     """One minus a number or schedule."""
-    if callable(scalar):
-        return lambda count: 1 - scalar(count)
-    return 1 - scalar
+    return combined(lambda x: 1 - x, scalar)
 
 
 def scale(factor: ScalarOrSchedule) -> optax.GradientTransformation:

@@ -14,7 +14,12 @@ from optax_structured.transforms.limiter import (
     limit,
     norm_growth_limiter,
 )
+from optax_structured.transforms.mirror_madgrad import (
+    ScaleByMirrorMadgradState,
+    scale_by_mirror_madgrad,
+)
 from optax_structured.transforms.newton_schulz import newton_schulz, orthogonalize
+from optax_structured.transforms.primal_averaging import PrimalAveragingState, primal_averaging
 from optax_structured.transforms.rms import uncorrected_rms
 from optax_structured.transforms.storm import StormState, corrected_average, storm
 from optax_structured.transforms.weight_norm import (
@@ -31,6 +36,8 @@ __all__ = [
     "DecayState",
     "LookaheadState",
     "NormGrowthLimiterState",
+    "PrimalAveragingState",
+    "ScaleByMirrorMadgradState",
     "StormState",
     "WeightNormalizedState",
     "accumulate",
@@ -43,6 +50,8 @@ __all__ = [
     "newton_schulz",
     "norm_growth_limiter",
     "orthogonalize",
+    "primal_averaging",
+    "scale_by_mirror_madgrad",
     "storm",
     "uncorrected_adam",
     "uncorrected_rms",
