@@ -1,4 +1,9 @@
-"""Composable optax transformations for training that ends exactly sparse or low rank."""
+"""Composable optax transformations that use structure.
+
+Proximal recipes end in exact zeros or exact low rank; low-rank recipes train with moments in a few
+directions of each gradient; `quantized` keeps the state of any optimizer in 8 or 4 bits; `memory`
+counts what all of it takes before anything is allocated.
+"""
 
 from optax_structured import diagnostics, memory
 from optax_structured.low_rank import (
