@@ -85,7 +85,8 @@ def _prepare(ax: Axes, panel: Panel, task: Task) -> None:
     )
     if panel.log:
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = ax.get_ylim()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         ax.yaxis.set_minor_formatter(NullFormatter())
     elif panel.percent:
         ax.set_ylim(-0.02, 1.02)

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 import optax_structured as oxs
+from optax_structured.training.style import COLOURS, STYLE, figure_of
 
 TOKENS, WIDTH, STEPS, RATE = 1024, 64, 2000, 1e-2
 
@@ -60,25 +61,31 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", default="docs/images/rare_tokens.png")
     given = parser.parse_args()
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    with matplotlib.rc_context(STYLE):
+        draw(given.seeds, given.out)
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for name, codec in CODECS.items():
-        curves = [jax.jit(runs, static_argnums=0)(codec, s) for s in range(given.seeds)]
+
+def draw(seeds, path):
+    figure = figure_of("Adam on an embedding with rare tokens", 11.0, 4.2)
+    axes = figure.subplots(1, 2)
+    lines = zip(CODECS.items(), COLOURS, (4.0, 2.2, 1.6, 1.2), strict=False)
+    for (name, codec), colour, width in lines:
+        curves = [jax.jit(runs, static_argnums=0)(codec, s) for s in range(seeds)]
         distance, step = (np.asarray([c[i] for c in curves]) for i in (0, 1))
         print(
             f"{name:40} distance at the end {distance[:, -1].mean():.4f}, largest step "
             f"{step.max():.1f} rates, steps with an entry above 5 rates: {(step > 5).mean():.1%}"
         )
         distance, step = (np.where(np.isfinite(x), x, np.nan) for x in (distance, step))
-        axes[0].plot(distance.mean(0), label=name)
-        axes[1].plot(step.max(0), label=name, lw=0.7)
-    axes[0].set(xlabel="step", ylabel="rms distance to the targets", yscale="log", ylim=(0.3, 30))
-    axes[1].set(xlabel="step", ylabel="largest entry of a step / rate", yscale="log", ylim=(1, 1e6))
-    axes[0].legend(fontsize=8)
-    figure.savefig(given.out, dpi=110)
-    print(given.out)
+        # Wider lines first, so that those which coincide can all be seen.
+        axes[0].plot(distance.mean(0), label=name, color=colour, lw=width)
+        axes[1].plot(step.max(0), label=name, color=colour, lw=width / 2)
+    axes[0].set(title="rms distance to the targets", yscale="log", ylim=(0.3, 30), xlabel="step")
+    axes[1].set(title="largest entry of a step, in rates", yscale="log", ylim=(1, 1e6))
+    axes[1].set_xlabel("step")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.savefig(path)
+    print(path)
 
 
 if __name__ == "__main__":

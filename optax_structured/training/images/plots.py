@@ -62,6 +62,7 @@ def draw_layers(
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         axes[-1, 0].set_xlabel("epoch; those that live longest on top (dotted: next stage)")
         axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
+        figure.align_ylabels()
         figure.savefig(folder / LAYERS)
 
 

@@ -17,7 +17,7 @@ _HINTS = {
     "captured_energy": ("share of the gradient in the\nsubspace: high is good", True),
     "effective_rank": ("directions in use: far below\nthe rank, it could be less", False),
     "subspace_overlap": ("with a basis refit now:\nlow, refit more often", True),
-    "limiter_activity": ("share of steps cut: should be\nlow after the start", True),
+    "limiter_activity": ("1 where the step was cut:\nrare after the start", True),
 }
 
 
