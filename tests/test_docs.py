@@ -35,14 +35,23 @@ def anchors(page):
     [PAGES[0], *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[1:])],
     ids=name,
 )
-def test_python_blocks_run(page):
-    text, namespace = page.read_text(), {"__name__": "__main__"}
+def test_every_python_block_runs_by_itself(page):
+    """In the README, alone; in another page, after the first block of the page."""
+    text, before = page.read_text(), ""
     for block in BLOCK.finditer(text):
-        code = textwrap.dedent(block[2])
-        if "# not run" not in code:
-            # Lines of the page, so that a traceback points into it.
-            start = "\n" * (text[: block.start()].count("\n") + 1)
-            exec(compile(start + code, str(page), "exec"), namespace)
+        # Lines of the page, so that a traceback points into it.
+        start = "\n" * (text[: block.start()].count("\n") + 1)
+        code = start + textwrap.dedent(block[2])
+        namespace = {"__name__": "__main__"}
+        exec(compile(before, str(page), "exec"), namespace)
+        exec(compile(code, str(page), "exec"), namespace)
+        if page != PAGES[0] and not before:
+            before = code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_gradients_are_gradients(page):
+    assert not re.search(r"update\((params|weights|factored),", page.read_text())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
