@@ -109,7 +109,9 @@ def _solve(solver: Solver, task: Task, strength: jax.Array, turn: jax.Array) -> 
     tau = (sub.weight * strength).astype(linear.dtype)
     if _is_coupled(task):
         tau, metric = tau + turn.astype(tau.dtype), _kept(metric, sub, turn)
-    return solver.solve(regularizer, linear, metric, centre, tau, warm)
+    # A moving average is posed around the current, decayed, parameters: iterations start there.
+    start = centre if sub.share is None else warm
+    return solver.solve(regularizer, linear, metric, centre, tau, start)
 
 
 def _kept(metric: jax.Array, sub: Subproblem, turn: jax.Array) -> jax.Array:
