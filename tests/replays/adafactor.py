@@ -9,7 +9,7 @@ import optax
 from golden_files import Golden, Settings
 from replays.galore import YES_OR_NO, bases
 from replays.low_rank import published
-from replays.running import assert_run, by_name, rate
+from replays.running import assert_run, by_name, find, held, rate
 
 import optax_structured as oxs
 from optax_structured.trees.paths import state_key
@@ -38,7 +38,18 @@ def adafactor(golden: Golden) -> None:
     floor = floor if h.one_of("scale_parameter", YES_OR_NO) else None
     tx = with_rates(projection, steps(golden, h), floor, h.get("weight_decay", 0.0))
     h.check_all_read()
-    assert_run(golden, tx, lambda state, _: bases(golden, specs, state))
+
+    def look(state: Any, current: Any) -> dict[str, dict[str, Any]]:
+        factors = find(state, optax.FactoredState)
+        by_rank, by_length = held(golden, factors.v_row), held(golden, factors.v_col)
+        seen: dict[str, dict[str, Any]] = {"v_row": {}, "v_col": {}}
+        for leaf, spec in specs.items():
+            sides = by_rank[leaf], by_length[leaf]
+            left = spec.axes.compressed_side(golden.start[leaf].shape) == "rows"
+            seen["v_row"][leaf], seen["v_col"][leaf] = sides if left else sides[::-1]
+        return bases(golden, specs, state) | seen
+
+    assert_run(golden, tx, look)
 
 
 def steps(golden: Golden, h: Settings) -> Any:
