@@ -5,7 +5,6 @@ A replay takes all it needs from the file, so a file is added by putting it ther
 
 import dataclasses
 
-import numpy as np
 import pytest
 from golden_files import load, names
 from replays import (
