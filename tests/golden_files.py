@@ -16,7 +16,7 @@ import numpy as np
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 # Entries of `meta` that are not settings. All that is a string there is prose.
-_STRUCTURE = ("hyperparameters", "steps", "leaves", "cases")
+_STRUCTURE = ("hyperparameters", "steps", "leaves", "cases", "seed")
 
 
 class Settings(Mapping):

@@ -58,6 +58,7 @@ LOW_RANK = {
     "dct-adamw-chosen_once": (cosines.dct_adamw, DCT | ONCE),
     "trion-makhoul": (cosines.trion, TRION),
     "grad_norm_lorp-large": (low_rank.grad_norm_lorp, GALORE | ADAM | LARGE),
+    "grad_norm_lorp-as_meant": (low_rank.weight_norm, GALORE | ADAM | {"mode": "weight_norm"}),
     "ldadamw-ef-svd": (low_rank.ldadamw, LDADAM),
 }
 

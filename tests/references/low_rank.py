@@ -190,6 +190,27 @@ def grad_norm_lorp(h, w, grads):
     return params, states
 
 
+def weight_norm(h, w, grads):
+    """As meant: the chain rule of g v/||v||, measured with ||v|| = g, of the projected leaves."""
+    if not projected(w):
+        return galore(h, w, grads)
+    basis, direction, magnitude, params, states = Basis(h, w.shape), Adam(h), Adam(h), [], []
+    for t, g in enumerate(grads):
+        size = np.linalg.norm(w, axis=-1, keepdims=True)
+        along = np.sum(g * w / size, -1, keepdims=True)
+        across = g - along * w / size
+        if t % h["update_proj_gap"] == 0:
+            basis.fit(across)
+        n, step = direction(basis.down(across)), magnitude(along)
+        v = w - h["lr"] * direction.correction * h["scale"] * basis.back(n)
+        size = size - h["lr"] * magnitude.correction * step
+        size = size * (1 - h["lr"] * h["weight_decay"])
+        w = size * v / np.linalg.norm(v, axis=-1, keepdims=True)
+        params.append(w)
+        states.append(basis.record())
+    return params, states
+
+
 def ldadamw(h, w, grads):
     (b1, b2), rho = h["betas"], h["rho"]
     left = w.ndim < 2 or w.shape[0] <= w.shape[1]

@@ -50,7 +50,7 @@ def dct_adamw(golden: Golden) -> None:
     tx = oxs.dct_adamw(
         rate(golden, h),
         by_name(specs),
-        weight_decay=h["weight_decay"],
+        weight_decay=h.get("weight_decay", 0.0),
         error_feedback=feedback,
         **adam(h),
     )
@@ -81,7 +81,7 @@ def trion(golden: Golden) -> None:
         by_name(specs),
         inner=iteration,
         momentum=h["mu"],
-        weight_decay=h["weight_decay"],
+        weight_decay=h.get("weight_decay", 0.0),
         scaling=h["scaling_type"],
     )
     h.check_all_read()

@@ -15,7 +15,7 @@ YES_OR_NO = {True: True, False: False}
 def adamw(golden: Golden) -> None:
     h = golden.settings()
     specs = published(golden, h)
-    tx = with_adam(oxs.galore, golden, h, specs, h["scale"])
+    tx = with_adam(oxs.galore, golden, h, specs, h.get("scale", 1.0))
 
     def look(state: Any, current: Any) -> dict[str, dict[str, Any]]:
         inner = find(state, optax.ScaleByAdamState)
@@ -28,7 +28,7 @@ def adamw(golden: Golden) -> None:
 def rmsprop(golden: Golden) -> None:
     h = golden.settings()
     specs = published(golden, h)
-    tx = with_rms(oxs.galore, golden, h, specs, h["scale"])
+    tx = with_rms(oxs.galore, golden, h, specs, h.get("scale", 1.0))
     assert_run(golden, tx, lambda state, _: bases(golden, specs, state))
 
 
@@ -38,7 +38,7 @@ def tucker(golden: Golden) -> None:
     projector = RecordedFactors(golden=golden) if found else oxs.Tucker()
     parts = {"period": h["update_proj_gap"], "projector": projector, "transport": oxs.Keep()}
     specs = of_rank(h, projected(golden, lambda shape: len(shape) > 2), **parts)
-    assert_run(golden, with_adam(oxs.galore, golden, h, specs, h["scale"]))
+    assert_run(golden, with_adam(oxs.galore, golden, h, specs, h.get("scale", 1.0)))
 
 
 def with_adam(recipe: Any, golden: Golden, h: Settings, specs: Specs, scale: float) -> Any:

@@ -19,8 +19,8 @@ def grad_norm_lorp(golden: Golden) -> None:
     tx = oxs.grad_norm_lorp(
         rate(golden, h),
         by_name(specs),
-        scale=h["scale"],
-        weight_decay=h["weight_decay"],
+        scale=h.get("scale", 1.0),
+        weight_decay=h.get("weight_decay", 0.0),
         mode=mode,
         **adam(h),
     )

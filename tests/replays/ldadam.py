@@ -18,7 +18,7 @@ def ldadamw(golden: Golden) -> None:
     tx = oxs.ldadam(
         rate(golden, h),
         by_name(of_rank(h, projected(golden), projector=projector)),
-        weight_decay=h["weight_decay"],
+        weight_decay=h.get("weight_decay", 0.0),
         rho=h["rho"],
         error_feedback=h.one_of("error_feedback", YES_OR_NO),
         **adam(h),

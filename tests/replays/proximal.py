@@ -79,7 +79,8 @@ class Schedules:
 
 def schedules(golden: Golden, h: Settings, *, dual_averaging: bool = False) -> Schedules:
     """At milestones all lower the learning rate; dual averaging, which restarts, does more."""
-    lr, eps = rate(golden, h), h.get("epsilon")
+    lr = rate(golden, h)
+    possible = [h.get("epsilon")]  # values of eps, the usual one first
     keep = 1 - h["momentum"] if "momentum" in h else None
     milestones: tuple[int, ...] = ()
     if "milestones_epochs" in h:
@@ -88,11 +89,12 @@ def schedules(golden: Golden, h: Settings, *, dual_averaging: bool = False) -> S
         milestones, lr = stages.milestones, stages.decay(lr)
         if dual_averaging:
             keep = growing(golden, h, stages, keep)
-            eps = None if eps is None else stages.decay(eps)
-    for key, value in (("lr", lr), ("epsilon", eps)):
-        if not agree(golden, key, value):
-            raise ValueError(f"{golden.name} records {key} as no published rule makes it")
-    return Schedules(lr, keep, eps, milestones)
+        if "epsilon" in h:
+            possible.insert(0 if dual_averaging else 1, stages.decay(h["epsilon"]))
+    recorded = [eps for eps in possible if agree(golden, "epsilon", eps)]
+    if not (recorded and agree(golden, "lr", lr)):
+        raise ValueError(f"{golden.name} records lr or epsilon as no published rule makes them")
+    return Schedules(lr, keep, recorded[0], milestones)
 
 
 def growing(golden: Golden, h: Settings, stages: oxs.Stages, keep: float) -> Any:
