@@ -19,6 +19,7 @@ from optax_structured.trees.precision import (
     scalar_dtype,
     wide_dtype,
 )
+from optax_structured.trees.rules import check_some_use
 from optax_structured.trees.same import check_same_tree
 
 
@@ -104,7 +105,9 @@ def prox_step(
                     f"{spec!r}"
                 )
         if regularizer is not None:
-            _check_some_leaf_takes(regularizer, found, params)
+            check_some_use(
+                regularizer, params, Regularizer, "no leaf can take the regularizer that is given"
+            )
         return [spec if spec and (spec.constraint or not switched_off) else None for spec in found]
 
     def strength_now(clock: Clock, dtype: Any) -> jax.Array:
@@ -151,19 +154,6 @@ def prox_step(
 
 def _array(u: Any) -> Any:
     return u if isinstance(u, Subproblem) else jnp.asarray(u)
-
-
-def _check_some_leaf_takes(regularizer: Any, found: list[Any], params: Any) -> None:
-    """A default that fits no leaf at all is a mistake, unless there are only scalars and biases."""
-    default = as_rules(regularizer).default
-    for leaf in jax.tree.leaves(params):
-        if not any(found) and jnp.ndim(leaf) >= 2 and isinstance(default, Regularizer):
-            try:
-                default.check(jnp.shape(leaf))
-            except ValueError as error:
-                raise ValueError(
-                    f"no leaf can take the regularizer {default!r}, so it would do nothing: {error}"
-                ) from error
 
 
 def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None) -> None:
