@@ -68,7 +68,7 @@ def table(leaves: Sequence[Settled], patterns: Sequence[str]) -> str:
         lines.append(f"{summary}; {len(plain)} of {left:,} entries stay plain")
         used = {leaf.rule for leaf in leaves}
         lines += [
-            f"no leaf goes by the pattern {pattern!r}: earlier ones match first, or leaves are masked"
+            f"no leaf goes by the pattern {pattern!r}: earlier ones match first, or it is masked"
             for pattern in patterns
             if pattern not in used
         ]

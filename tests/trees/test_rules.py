@@ -379,7 +379,7 @@ def test_a_shadowed_rule_that_changes_nothing_is_allowed_and_shown():
     for table, idle in ((same, "attention/bias"), (everything, ".*")):
         table.labels(params())
         assert table.table(params()).splitlines()[-1] == (
-            f"no leaf goes by the pattern {idle!r}: earlier ones match first, or leaves are masked"
+            f"no leaf goes by the pattern {idle!r}: earlier ones match first, or it is masked"
         )
 
 
