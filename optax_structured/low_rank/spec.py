@@ -128,8 +128,8 @@ class LowRank:
 
     def shown(self, shape: Sequence[int]) -> str:
         """What tables print: the record, and the matrices where the leaf is not one as it is."""
-        view = f" {self._view(shape)}" if self.axes.matrix_shape(shape) != tuple(shape) else ""
-        return f"{self.fitted(shape)!r}{view}"
+        as_it_is = len(shape) == 2 and self.axes.matrix_shape(shape) == tuple(shape)
+        return f"{self.fitted(shape)!r}{'' if as_it_is else f' {self._view(shape)}'}"
 
     @property
     def _known(self) -> bool:

@@ -4,16 +4,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from optax_structured.presets.kernels import Core, of_convolution
 from optax_structured.trees import path_name
 
 
 def params_of(model: Any) -> Any:
-    """All arrays that have gradients."""
+    """All arrays that have gradients, concrete or abstract."""
     import equinox as eqx
 
-    return eqx.filter(model, eqx.is_inexact_array)
+    return eqx.filter(model, lambda x: hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact))
 
 
 def cores(model: Any) -> Iterator[tuple[str, Core]]:

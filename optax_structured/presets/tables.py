@@ -37,7 +37,7 @@ def kernels(model: Any, *inputs: Any, **named: Any) -> tuple[Kernel, ...]:
       >>> import jax.numpy as jnp
       >>> from flax import linen as nn
       >>> x = jnp.ones((1, 5, 6))
-      >>> for kernel in kernels(nn.SelfAttention(num_heads=2), x)[:2]:
+      >>> for kernel in kernels(nn.MultiHeadDotProductAttention(num_heads=2), x)[:2]:
       ...     print(kernel.path, kernel.shape, kernel.inputs, kernel.outputs)
       key/kernel (6, 2, 3) (0,) (1, 2)
       out/kernel (2, 3, 6) (0, 1) (2,)
@@ -93,11 +93,12 @@ def low_rank(
     Example:
       >>> import jax, jax.numpy as jnp, optax_structured as oxs
       >>> from flax import linen as nn
-      >>> model, x = nn.SelfAttention(num_heads=8, use_bias=False), jnp.ones((1, 5, 64))
+      >>> model = nn.MultiHeadDotProductAttention(num_heads=8)
+      >>> x = jnp.ones((1, 5, 64))
       >>> params = model.init(jax.random.key(0), x)["params"]
       >>> low_rank = oxs.presets.low_rank(model, oxs.LowRank(16), x)
       >>> optimizer = oxs.galore(1e-2, low_rank)
-      >>> optimizer.init(params)[0].bases["query/kernel"].shape  # of one matrix (64, 64)
+      >>> jax.tree.map(jnp.shape, optimizer.init(params)[0].bases)["query:kernel"]
       (16, 64)
     """
     if dataclasses.replace(spec.axes, side="small") != Axes():
