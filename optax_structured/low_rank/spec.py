@@ -183,9 +183,13 @@ def completed(low_rank: Any, other: LowRank) -> Rules:
     if low_rank is None:
         raise TypeError("expected LowRank(rank=...) or rules of them, got None")
     pairs = tuple((pattern, fill(value)) for pattern, value in table.pairs)
-    if not table.has_default:
-        return Rules(pairs)
-    return Rules(pairs, fill(table.default))
+    whole = Rules(pairs, fill(table.default)) if table.has_default else Rules(pairs)
+    if not any(whole.values):
+        raise ValueError(
+            "the rules hold no LowRank, so nothing would be projected: give one, as a value or as "
+            "the default, or use the optimizer without projection"
+        )
+    return whole
 
 
 def _check_codec(spec: LowRank) -> None:

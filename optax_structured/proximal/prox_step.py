@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative, check_params
+from optax_structured.checks import check_nonnegative, check_params, is_more_than_zero
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.proximal.in_turn import Task, solve_in_turn
 from optax_structured.proximal.solvers import Exact, Solver
@@ -68,8 +68,9 @@ def prox_step(
       `optax.scale` of momentum. Its state is `ProxStepState`.
 
     Raises:
-      ValueError: a negative or NaN strength or weight; a regularizer without strength; a missing
-        or superfluous weight; missing `params`; a rule that matches nothing.
+      ValueError: a negative or NaN strength or weight; a regularizer without strength, or a
+        strength without regularizer; a missing or superfluous weight; missing `params`; a rule that
+        matches nothing.
 
     Equals projection onto the constraint for `Box` and `NonNegative`, and does nothing without
     regularizer.
@@ -92,6 +93,11 @@ def prox_step(
         )
     if strength is not None:
         check_nonnegative("strength", strength)
+        if not any(as_rules(regularizer).values) and is_more_than_zero(strength):
+            raise ValueError(
+                f"prox_step got strength={strength!r} but no regularizer that it could be the "
+                "strength of: give one such as L1(), or leave strength out"
+            )
     if weight is not None:
         check_nonnegative("weight", weight)
     switched_off = isinstance(strength, int | float) and strength == 0

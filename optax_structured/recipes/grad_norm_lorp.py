@@ -11,6 +11,7 @@ from optax_structured.checks import check_nonnegative
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
+from optax_structured.recipes.closing import closed
 from optax_structured.recipes.parts import descent
 from optax_structured.transforms import (
     bias_correction,
@@ -92,14 +93,14 @@ def grad_norm_lorp(
     magnitude = optax.chain(uncorrected_adam(b1, b2, eps), *steps, decay)
     if mode == "lookahead":
         direction = optax.chain(projection, *steps, decay)
-        return lookahead_weight_norm(direction, magnitude, _axes(low_rank))
+        return closed(lookahead_weight_norm(direction, magnitude, _axes(low_rank)))
 
     def plain(params: Any) -> Any:
         leaves = [axes is None for axes in resolve(_axes(low_rank), params)]
         return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
     direction = optax.chain(projection, *steps, optax.masked(decay, plain))
-    return weight_normalized(direction, magnitude, _axes(low_rank))
+    return closed(weight_normalized(direction, magnitude, _axes(low_rank)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,6 +51,11 @@ class Rules:
         """Whether leaves that match no pattern get a value."""
         return self.default is not _Missing.DEFAULT
 
+    @property
+    def values(self) -> list[Any]:
+        """All values in order, the default last, if there is one."""
+        return [value for _, value in self.pairs] + [self.default] * self.has_default
+
     def assign(self, params: Any) -> list[Assignment]:
         """One `Assignment` a leaf, in the order of `jax.tree.leaves(params)`.
 
