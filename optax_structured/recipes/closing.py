@@ -72,18 +72,18 @@ def check_nothing_follows(optimizer: optax.GradientTransformation, params: Any) 
             "together by hand (prox_step and others) the order is in the chain itself"
         )
     if arrived < emitted:
-        others = sorted(set().union(*ends) - {_MARK})
+        others = ", ".join(map(repr, sorted(set().union(*ends) - {_MARK})))
         raise ValueError(
-            f"{', '.join(map(repr, others)) or 'something'} acts on the updates of a recipe after which nothing "
-            "may follow: put what acts on gradients before it, use its own arguments (momentum, "
-            "weight_decay, schedules), or leave it out"
+            f"{others} acts on the updates of a recipe after which nothing may follow: put what "
+            "acts on gradients before it, use its own arguments (momentum, weight_decay, "
+            "schedules), or leave it out"
         )
 
 
-def _ends(program: Jaxpr, variables: Any) -> Iterator[set[str]]:
+def _ends(program: Jaxpr, variables: Any, given: Any = ()) -> Iterator[set[str]]:
     """For each variable, what it comes from: the mark, or the operations on what bears one."""
     makers = {out: eqn for eqn in program.eqns for out in eqn.outvars}
-    after: set[Any] = set()  # what depends on an update that bears the mark
+    after = set(given)  # what depends on an update that bears the mark
     for eqn in program.eqns:
         bears = eqn.params.get("name") == _MARK or any(map(_marks, _inner(eqn)))
         if bears or any(not isinstance(x, Literal) and x in after for x in eqn.invars):
@@ -97,8 +97,9 @@ def _ends(program: Jaxpr, variables: Any) -> Iterator[set[str]]:
         if name == "name" and eqn.params["name"] == _MARK:
             return {_MARK}
         if inner := _inner(eqn):
-            at = eqn.outvars.index(variable)
-            return set().union(*(e for part in inner for e in _ends(part, [part.outvars[at]])))
+            at, moved = eqn.outvars.index(variable), variable in after
+            looks = [_ends(p, [p.outvars[at]], p.invars if moved else ()) for p in inner]
+            return set().union(*(e for look in looks for e in look))
         if name in _HARMLESS:
             read = eqn.invars[name == "select_n" :]  # not the condition
         elif name == "mul" and any(map(is_truth, eqn.invars)):  # how MultiSteps waits
