@@ -40,6 +40,7 @@ from optax_structured.low_rank.transports import (
     VarianceAware,
 )
 from optax_structured.low_rank.welore import (
+    LLAMA_2_THRESHOLDS,
     WelorePlan,
     WelorePlanEntry,
     singular_values,
@@ -58,6 +59,7 @@ __all__ = [
     "Frame",
     "Keep",
     "LDAdamState",
+    "LLAMA_2_THRESHOLDS",
     "Lazy",
     "LazyState",
     "LowRank",

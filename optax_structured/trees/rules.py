@@ -143,9 +143,9 @@ class Rules:
         >>> import jax.numpy as jnp
         >>> table = rules(("bias", None), default="sparse")
         >>> print(table.table({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}))
-        path    leaves  shape   dtype    rule     value
-        bias         1  (3,)    float32  bias     None
-        kernel       1  (2, 3)  float32  default  'sparse'
+        path    shape   dtype    rule     value
+        bias    (3,)    float32  bias     None
+        kernel  (2, 3)  float32  default  'sparse'
         2 leaves of 9 entries; 1 of 3 entries stay plain
         """
         return settled.table(settle(self, params), [pattern for pattern, _ in self.pairs])

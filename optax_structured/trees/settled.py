@@ -57,10 +57,9 @@ def settled(item: Assignment) -> Settled:
 
 def table(leaves: Sequence[Settled], patterns: Sequence[str]) -> str:
     """The text of `Rules.table`."""
-    rows = [("path", "leaves", "shape", "dtype", "rule", "value")]
-    for name, alike in kinds(leaves, _cells):
-        rows.append((name, str(len(alike)), *_cells(alike[0])))
-    lines = [aligned(rows, numbers=[1])]
+    rows = [("path", "shape", "dtype", "rule", "value")]
+    rows += [(name, *_cells(alike[0])) for name, alike in kinds(leaves, _cells)]
+    lines = [aligned(rows)]
     if leaves:
         plain = [leaf for leaf in leaves if leaf.spec is None]
         total, left = (sum(math.prod(leaf.shape) for leaf in some) for some in (leaves, plain))

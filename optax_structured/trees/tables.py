@@ -18,12 +18,12 @@ def kinds(items: Iterable[T], alike: Callable[[T], Hashable]) -> list[tuple[str,
 
     Returns:
       `(name, items)` pairs in the order of first appearance. The name of a single item is its path,
-      that of several has the range of the numbers in which their paths differ.
+      that of several has the range of the numbers in which their paths differ, and says how many.
 
     >>> from types import SimpleNamespace as Leaf
     >>> leaves = [Leaf(path=f"layers/{i}/kernel") for i in range(12)] + [Leaf(path="head")]
     >>> [(name, len(of_kind)) for name, of_kind in kinds(leaves, lambda leaf: None)]
-    [('layers/{0..11}/kernel', 12), ('head', 1)]
+    [('layers/{0..11}/kernel (12 leaves)', 12), ('head', 1)]
     """
     found: dict[Any, list[T]] = {}
     for item in items:
@@ -34,9 +34,11 @@ def kinds(items: Iterable[T], alike: Callable[[T], Hashable]) -> list[tuple[str,
 
 def _name(paths: Sequence[str]) -> str:
     """One name for paths that differ in numbers only."""
+    if len(paths) == 1:
+        return paths[0]
     columns = zip(*(_NUMBER.findall(path) for path in paths), strict=True)
     numbers = iter([_one_or_range(column) for column in columns])
-    return _NUMBER.sub(lambda _: next(numbers), paths[0])
+    return f"{_NUMBER.sub(lambda _: next(numbers), paths[0])} ({len(paths)} leaves)"
 
 
 def _one_or_range(numbers: Sequence[str]) -> str:
