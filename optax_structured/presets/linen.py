@@ -45,7 +45,8 @@ def _core(module: Any, shape: tuple[int, ...], args: Any, kwargs: Any) -> Core |
         heads = isinstance(module.parent, nn.MultiHeadDotProductAttention)
         return general(layer, shape[:first], shape[first:last], shape[last:], heads)
     if isinstance(module, nn.Einsum):
-        equation = kwargs.get("einsum_str") or (args[1:2] or (None,))[0] or module.einsum_str
+        given = dict(zip(("inputs", "einsum_str"), args, strict=False)) | kwargs
+        equation: Any = given.get("einsum_str") or module.einsum_str
         return of_einsum(layer, equation, shape)
     if isinstance(module, nn.Conv):
         return of_convolution(layer, shape, -2, -1, module.feature_group_count)

@@ -53,7 +53,8 @@ class Projector(abc.ABC):
         The same for all projectors of one matrix, whether they store it or compute it: then a table
         of rules says the same before it is known which recipe reads it.
         """
-        return frame.count * frame.rank * (frame.size + 2 * frame.length)  # type: ignore[operator]
+        rank: int = frame.rank  # type: ignore[assignment]
+        return frame.count * rank * (frame.size + 2 * frame.length)
 
     @property
     def orthonormal(self) -> bool:
