@@ -30,7 +30,7 @@ class WelorePlanEntry(NamedTuple):
     """What a plan says about one leaf."""
 
     path: str  # "/"-joined name of the leaf
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the leaf
     axes: Axes  # its matrix view
     matrix_shape: tuple[int, ...]  # (*batch, m, n)
     kept: int  # singular values above the threshold; the largest number in a stack
