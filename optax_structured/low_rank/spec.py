@@ -129,6 +129,7 @@ class LowRank:
     def shown(self, shape: Sequence[int]) -> str:
         """What tables print: the record, and the matrices where the leaf is not one as it is."""
         as_it_is = len(shape) == 2 and self.axes.matrix_shape(shape) == tuple(shape)
+        as_it_is = as_it_is or not self._known
         return f"{self.fitted(shape)!r}{'' if as_it_is else f' {self._view(shape)}'}"
 
     @property
@@ -142,7 +143,7 @@ class LowRank:
         return (self.projector or _ANY).numbers(self.frame("", shape))
 
     def _view(self, shape: Sequence[int]) -> str:
-        *batch, m, n = self.axes.matrix_shape(shape)
+        *batch, m, n = self.frame("", shape).axes.matrix_shape(shape)
         matrix = f"({m}, {n})"
         return f"of {math.prod(batch)} matrices {matrix}" if batch else f"of the matrix {matrix}"
 

@@ -168,8 +168,9 @@ def rules(*pairs: tuple[str, Any], default: Any = _Missing.DEFAULT) -> Rules:
 
     Raises:
       TypeError: a pair that is not `(str, value)`; a value that is a class or a function.
-      ValueError: a pattern that is not a regular expression. Patterns that match nothing and
-        leaves that match nothing raise when the table meets the parameters.
+      ValueError: a pattern that is not a regular expression. Patterns that match nothing, or only
+        what earlier ones take, and leaves that match nothing raise when the table meets the
+        parameters.
 
     >>> rules((r"embed|head", None), default="sparse").tree({"embed": 1.0, "mlp": {"kernel": 2.0}})
     {'embed': None, 'mlp': {'kernel': 'sparse'}}
