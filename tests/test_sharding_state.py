@@ -1,8 +1,8 @@
 """Where optimizer state lives: right shardings for any transformation, one compilation."""
 
+import dataclasses
 import functools
 import json
-import dataclasses
 import math
 import os
 import pathlib
