@@ -5,7 +5,7 @@ directions of each gradient; `quantized` keeps the state of any optimizer in 8 o
 counts what all of it takes before anything is allocated.
 """
 
-from optax_structured import diagnostics, memory
+from optax_structured import diagnostics, memory, presets
 from optax_structured.low_rank import (
     DCT,
     SVD,
@@ -124,7 +124,6 @@ from optax_structured.regularizers import (
     Regularizer,
     SparseGroupLasso,
     certificate,
-    presets,
 )
 from optax_structured.sharding import choose_sides, state_shardings
 from optax_structured.states import reinit

@@ -45,6 +45,12 @@ def check_share(name: str, value: Any) -> None:
     _check(name, value, lambda x: 0 <= x <= 1, "in [0, 1]")
 
 
+def is_more_than_zero(value: Any) -> bool:
+    """Whether a number is above zero, or a schedule is, at its start or after a million steps."""
+    values = [value(t) for t in (0, 1_000_000)] if callable(value) else [value]
+    return any(not isinstance(x, jax.core.Tracer) and float(x) > 0 for x in values)
+
+
 def check_params(element: str, params: Any) -> None:
     """Raises ValueError if `element` was updated without the current parameters."""
     if params is None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from optax_structured.diagnostics import LayerRow
 from optax_structured.memory import MemoryReport
+from optax_structured.trees.tables import kinds
 
 Row = dict[str, Any]
 
@@ -63,7 +64,7 @@ def layer_table(of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength
 
 
 def state_table(memory: MemoryReport) -> Table:
-    """One line a leaf: its rank and what the optimizer keeps for it; plain leaves dim."""
+    """Rank and bytes, one line for leaves that differ in numbers only; plain leaves dim."""
     table = Table(
         title="Bytes of weights and optimizer state",
         title_justify="left",
@@ -73,14 +74,17 @@ def state_table(memory: MemoryReport) -> Table:
     table.add_column("parameter", overflow="fold")
     for name in ("shape", "rank", "weights", "state", "in codes"):
         table.add_column(name, justify="right", no_wrap=True)
-    for leaf in memory.leaves:
-        rank = "" if leaf.spec is None else str(leaf.spec.rank)
-        numbers = (leaf.weight_bytes, leaf.state_bytes, leaf.code_bytes)
-        shape = "×".join(map(str, leaf.shape))
-        style = "dim" if leaf.spec is None else None
-        table.add_row(leaf.path, shape, rank, *map("{:,}".format, numbers), style=style)
+    for name, leaves in kinds(memory.leaves, lambda leaf: (leaf.shape, leaf.spec)):
+        spec, shape = leaves[0].spec, "×".join(map(str, leaves[0].shape))
+        rank = "" if spec is None else str(spec.rank)
+        sizes = zip(*((x.weight_bytes, x.state_bytes, x.code_bytes) for x in leaves), strict=True)
+        numbers = map("{:,}".format, map(sum, sizes))
+        table.add_row(name, shape, rank, *numbers, style="dim" if spec is None else None)
     table.add_row("counters", "", "", "", f"{memory.shared_bytes:,}", "", style="dim")
     table.add_section()
     total = (memory.weight_bytes, memory.state_bytes, memory.code_bytes)
     table.add_row("total", "", "", *map("{:,}".format, total))
+    if memory.notes:
+        table.caption = "\n".join(memory.notes)
+        table.caption_justify = "left"
     return table

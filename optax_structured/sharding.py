@@ -97,7 +97,12 @@ def _with_local_side(spec: Any, leaf: Any) -> Any:
     if rows == cols:
         return spec
     side = "cols" if rows else "rows"
-    return dataclasses.replace(spec, axes=dataclasses.replace(axes, side=side))
+    local = dataclasses.replace(spec, axes=dataclasses.replace(axes, side=side))
+    try:
+        local.check(leaf.shape)
+    except ValueError:  # the smaller side may take more than plain Adam where the larger does not
+        return spec
+    return local
 
 
 def _is_sharded(leaf: Any, axes: AxisLike) -> bool:

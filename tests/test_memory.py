@@ -378,3 +378,36 @@ def test_the_report_prints_as_a_table():
     assert shared.startswith("shared")
     assert total.split()[3] == f"{report.state_bytes:,}" and total.split()[4] == "0"
     assert math.isclose(report.formula_numbers, 4 * 2 + 2 * 6 * 2 + 2 * 4)
+
+
+def test_layers_that_repeat_are_one_row_and_their_bytes_are_added():
+    params = {"layers": [{"kernel": jnp.ones((64, 32)), "bias": jnp.ones(32)} for _ in range(12)]}
+    spec = oxs.rules(("bias", None), default=oxs.LowRank(4))
+    report = oxs.memory_report(oxs.galore(1e-3, spec), params, spec, method="galore")
+    _, bias, kernel, _, total = map(re.compile(r"\s{2,}").split, str(report).splitlines())
+    assert bias[0] == "layers/{0..11}/bias (12 leaves)"
+    assert kernel[:6] == [
+        "layers/{0..11}/kernel (12 leaves)",
+        "(64, 32)",
+        "float32",
+        "default",
+        "4",
+        f"{12 * 4 * 64 * 32:,}",
+    ]
+    assert kernel[-1] == f"{12 * 4 * (32 + 2 * 64):,}"
+    assert total[-1] == f"{report.formula_numbers:,}"
+
+
+def test_the_report_says_what_low_rank_does_not_serve():
+    params = {"kernel": jnp.ones((64, 64)), "out": jnp.ones((64, 10)), "bias": jnp.ones(64)}
+    spec = oxs.LowRank(40)
+    galore = oxs.memory_report(oxs.galore(1e-3, spec), params, spec)
+    assert galore.notes == (  # too small to be judged, not to be told
+        "out takes 1,381 numbers of state, more than the 1,280 of plain Adam",
+    )
+    dct = oxs.memory_report(oxs.dct_adamw(1e-3, spec), params, spec)
+    assert dct.notes[0].startswith("kernel takes 9,257 numbers of state, more than the 8,192 of pl")
+    params = {**params, "out": jnp.ones((64, 20))}
+    (note,) = oxs.memory_report(oxs.galore(1e-3, spec), params, spec).notes
+    assert note.startswith("out stays plain: rank 20 of the matrix (64, 20) takes 2,960 numbers of")
+    assert str(oxs.memory_report(oxs.galore(1e-3, spec), params, spec)).endswith(note)

@@ -177,6 +177,37 @@ MISUSE = [
         lambda: oxs.ramda(0.1, GROUPS),
         "got a regularizer but no strength: give strength=",
     ),
+    *(
+        (
+            f"strength-without-regularizer-{n}-{i}",
+            lambda make=make, none=none, x=x: make(0.1, none, x),
+            "got strength=.* but no regularizer that it could be the strength of",
+        )
+        for n, make in RECIPES.items()
+        for i, (none, x) in enumerate(
+            [(None, 0.1), (oxs.rules(default=None), jnp.array(0.1)), (None, lambda count: count)]
+        )
+    ),
+    (
+        "strength-without-regularizer-injected",
+        lambda: optax.inject_hyperparams(oxs.ramda)(0.1, strength=0.1).init(PARAMS),
+        "got strength=.* but no regularizer that it could be the strength of",
+    ),
+    (
+        "flattened",
+        lambda: optax.flatten(oxs.prox_adam(0.1, GROUPS, 0.1)).init(PARAMS),
+        "no leaf can take the regularizer .*; '': .* optax.flatten makes one vector of all leav",
+    ),
+    (
+        "every-matrix-left-plain",
+        lambda: oxs.ramda(0.1, oxs.rules(("kernel", None), default=GROUPS), 0.1).init(PARAMS),
+        "no leaf can take the regularizer .*: the rules leave 'dense/kernel' and all other leave",
+    ),
+    (
+        "shadowed-pattern",
+        lambda: oxs.ramda(0.1, oxs.rules(("k", GROUPS), ("kernel", oxs.L1())), 0.1).init(PARAMS),
+        "pattern 'kernel' gets no leaf, because earlier patterns match everything that it matches",
+    ),
     (
         "regularizer-of-another-kind",
         lambda: oxs.ramda(0.1, "l1", 0.1).init(PARAMS),
@@ -290,6 +321,17 @@ def test_unfinished_chain_under_jit():
     tx = oxs.dual_averaging(0.1)
     with pytest.raises((ValueError, TypeError), match="close the chain with prox_step"):
         jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("strength", [0.0, optax.constant_schedule(0.0)])
+def test_a_strength_of_zero_needs_no_regularizer(strength):
+    step(oxs.ramda(0.1, None, strength))
+
+
+def test_a_vector_may_be_all_there_is():
+    """As it came, or as `optax.flatten` made it: penalties on entries take it."""
+    step(oxs.prox_adam(0.1, oxs.L1(), 0.1), params=jnp.ones(5))
+    step(optax.flatten(oxs.prox_adam(0.1, oxs.L1(), 0.1)))
 
 
 def test_ids_are_unique():

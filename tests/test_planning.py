@@ -27,7 +27,7 @@ def test_the_published_case():
     # float32: in total, and an eighth on each of the devices.
     assert re.search(r"weights 26\.9537 GB 26\.9537 GB 3\.3692 GB 3\.3692 GB", said)
     assert re.search(r"optimizer state 53\.9073 GB 18\.\d+ GB 65\.1% 6\.7384 GB 2\.\d+ GB", said)
-    assert re.search(r"layers/\*/mlp/gate/kernel 32 4096×11008 1024 ", said)
+    assert re.search(r"layers/\{0\.\.31\}/mlp/gate/kernel \(32 leaves\) 4096×11008 1024 ", said)
 
 
 def test_each_device_holds_its_share():
@@ -111,9 +111,54 @@ def test_shapes_from_json(tmp_path):
     code, said = invoke("--params-json", path, "--rank", 4)
     assert code == 0, said
     assert "shapes: 2,080 parameters in 2 leaves" in said
-    assert "block/kernel 1 64×32 4 " in said
+    assert "block/kernel 64×32 4 " in said
     code, said = invoke("--params-json", path, "--rank", 4, "--plain", "block")
-    assert "no leaf" in said or code == 0
+    assert code == 2 and "the rules leave 'block/kernel' and all other leaves plain" in said
+
+
+def test_a_rank_that_saves_nothing_speaks(tmp_path):
+    path = tmp_path / "shapes.json"
+    path.write_text(json.dumps({"narrow/kernel": [512, 10], "wide/kernel": [512, 512]}))
+    code, said = invoke("--params-json", path)
+    assert code == 0, said
+    assert "wide/kernel 512×512 128 " in said
+    assert "narrow/kernel stays plain: rank 10 of the matrix (512, 10) takes 10,340 numbers" in said
+    assert "saved -" not in said
+    for options in (("--params-json", path), ("llama-60m",)):
+        code, said = invoke(*options, "--rank", 5000)
+        assert code == 2
+        assert "no leaf can be projected" in said and "plain Adam" in said
+
+
+def test_error_feedback_that_saves_nothing_speaks():
+    """Its buffer is as long as the leaf: with more than half the rank, more than plain Adam."""
+    params = {"kernel": jax.ShapeDtypeStruct((512, 512), jnp.float32)}
+    for rank, says in ((64, False), (300, True)):
+        structure = planning.low_rank_rules(oxs.LowRank(rank), params)
+        made = planning.make_plan("tiny", params, "dct_adamw", structure, {})
+        assert (made.after.state_bytes > made.before.state_bytes) == says
+        assert [note[:17] for note in made.after.notes] == ["kernel takes 569,"] * says
+
+
+def test_attention_heads_are_told_by_their_names(tmp_path):
+    """Query, key and value (in, heads, size) beside out (heads, size, in), stacked or not."""
+    attention = {part: [512, 8, 64] for part in ("query", "key", "value")} | {"out": [8, 64, 512]}
+    for stack in ([], [6]):
+        shapes = {f"attention/{part}/kernel": stack + x for part, x in attention.items()}
+        path = tmp_path / "shapes.json"
+        path.write_text(json.dumps({**shapes, "attention/query/bias": [*stack, 8, 64]}))
+        params = planning.read_params(path, "float32")
+        structure = planning.low_rank_rules(oxs.LowRank(128), params)
+        for item in structure.assign(params):
+            if item.path in shapes:
+                assert item.value.axes.matrix_shape(item.leaf.shape) == (*stack, 512, 512)
+        code, said = invoke("--params-json", path)
+        assert code == 0, said
+        assert re.search(r"optimizer state 8?\d+.*? 62\.\d%", said), said
+    dense = {f"layers/attention/{part}/kernel": [32, 64, 64] for part in attention}
+    path.write_text(json.dumps(dense))  # a stack of dense kernels with the same names
+    params = planning.read_params(path, "float32")
+    assert planning.low_rank_rules(oxs.LowRank(16), params) == oxs.rules(default=oxs.LowRank(16))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ SNAPSHOT = pathlib.Path(__file__).with_name("public_api.txt")
 
 def describe(name, thing):
     if inspect.ismodule(thing):
-        inner = [
+        inner = getattr(thing, "__all__", None) or [
             n
             for n in vars(thing)
             if (n.isupper() and len(n) > 1) or getattr(thing, n) in _own(thing)

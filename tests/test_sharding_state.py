@@ -1,5 +1,6 @@
 """Where optimizer state lives: right shardings for any transformation, one compilation."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -153,6 +154,20 @@ def test_the_chosen_side_is_the_one_that_is_whole():
     assert chosen["norm"] is None
     sides = {path: spec.axes.side for path, spec in chosen.items() if spec}
     assert sides == {"wide": "cols", "tall": "rows", "stack": "small"}
+
+
+def test_a_side_that_would_take_more_than_adam_is_not_chosen():
+    """At full rank of the smaller side the larger one is at most as much, the smaller is more."""
+    spec = oxs.LowRank(32, axes=oxs.Axes(side="large"))
+    sharding = NamedSharding(mesh(AxisType.Auto), P("d", None))
+    params = {"tall": jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=sharding)}
+    (chosen,) = (item.value for item in choose_sides(spec, params).assign(params))
+    assert chosen == spec
+    (smaller,) = (
+        item.value
+        for item in choose_sides(dataclasses.replace(spec, rank=8), params).assign(params)
+    )
+    assert smaller.axes.side == "cols"
 
 
 def compiled_step(tx, params, placed=None):

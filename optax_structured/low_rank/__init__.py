@@ -31,6 +31,7 @@ from optax_structured.low_rank.residuals import (
     Scaling,
 )
 from optax_structured.low_rank.spec import LowRank
+from optax_structured.low_rank.spectra import singular_values
 from optax_structured.low_rank.transports import (
     Align,
     Keep,
@@ -40,9 +41,9 @@ from optax_structured.low_rank.transports import (
     VarianceAware,
 )
 from optax_structured.low_rank.welore import (
+    LLAMA_2_THRESHOLDS,
     WelorePlan,
     WelorePlanEntry,
-    singular_values,
     welore_plan,
 )
 from optax_structured.low_rank.wrapper import LowRankState, low_rank_projection
@@ -58,6 +59,7 @@ __all__ = [
     "Frame",
     "Keep",
     "LDAdamState",
+    "LLAMA_2_THRESHOLDS",
     "Lazy",
     "LazyState",
     "LowRank",

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_structured.low_rank.welore import WelorePlan, host_matrix
+from optax_structured.low_rank.spectra import host_matrix
+from optax_structured.low_rank.welore import WelorePlan
 from optax_structured.trees import Axes, map_named, named_leaves, rules
 
 

@@ -10,6 +10,7 @@ from optax_structured.low_rank.projectors.base import transpose
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.trees import Rules, named_leaves, resolve, state_keys
 from optax_structured.trees.placement import whole_matrices
+from optax_structured.trees.rules import check_some_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,7 @@ def plan(table: Rules, tree: Any) -> dict[str, tuple[Any, Projected | None]]:
     named = named_leaves(tree)
     specs = resolve(table, tree)
     total = sum(spec is not None for spec in specs)
-    if named and total == 0:
-        _explain(table, named)
+    check_some_use(table, tree, LowRank, "no leaf can be projected")
     rows: dict[str, tuple[Any, Projected | None]] = {}
     seen = 0
     for key, (name, leaf), spec in zip(state_keys(tree), named, specs, strict=True):
@@ -54,14 +54,3 @@ def plan(table: Rules, tree: Any) -> dict[str, tuple[Any, Projected | None]]:
         rows[key] = leaf, Projected(spec, spec.frame(name, jnp.shape(leaf)), seen / total)
         seen += 1
     return rows
-
-
-def _explain(table: Rules, named: list[tuple[str, Any]]) -> None:
-    """A default that fits no leaf of two axes and more is a mistake, not a plain optimizer."""
-    default = table.default if table.has_default else None
-    for name, leaf in named:
-        if isinstance(default, LowRank) and jnp.ndim(leaf) >= 2 and jnp.size(leaf):
-            try:
-                default.check(jnp.shape(leaf))
-            except ValueError as error:
-                raise ValueError(f"no leaf can be projected; {name!r}: {error}") from error

@@ -8,12 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 
 from optax_structured.low_rank.frames import Frame
+from optax_structured.low_rank.projectors import SubspaceIteration
 from optax_structured.low_rank.projectors.base import Projector, check_rank
 from optax_structured.low_rank.refresh import Refresh
 from optax_structured.low_rank.residuals import ErrorFeedback, NormScaled, Residual
 from optax_structured.low_rank.transports import Transport, natural, stores_matrix
 from optax_structured.quantization.affine import Affine
 from optax_structured.trees import Axes, Rules, as_rules
+
+_JUDGED = 1024  # entries of the smallest leaf that is held to what it saves
+_ANY = SubspaceIteration()  # stands for any projector of one matrix: rank and view are the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +28,10 @@ class LowRank:
 
     Args:
       rank: r, how many directions of the compressed axis are kept, at least 1; a quarter of the
-        width pre-trains well, 4 to 16 fine-tune. Above the smaller side of a matrix, all of it. For
-        `Tucker`, also one rank an axis, or the fraction of the entries to keep.
+        width pre-trains well, 4 to 16 fine-tune. A leaf whose basis and two moments would take
+        more than plain Adam's (from a rank of two thirds of a square matrix on) stays plain, and
+        is an error where a rule names it. For `Tucker`, also one rank an axis, or the fraction of
+        the entries to keep.
       period: steps between refits, at least 1; 200, 50 to 1000.
       axes: matrix view of the leaf and the side that is compressed; axes that are not named are
         batch axes, one subspace each (scan-stacked layers, heads).
@@ -94,13 +100,52 @@ class LowRank:
         return f"LowRank({', '.join([repr(self.rank), *(f'{n}={v!r}' for n, v in said.items())])})"
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises ValueError unless a leaf of this shape can be projected."""
+        """Raises ValueError unless a leaf of this shape can be projected, at less than its cost.
+
+        The state of a leaf must not exceed the two moments of plain Adam. Leaves of fewer than 1024
+        entries are not judged: what they take does not matter, and full rank is how one compares
+        an optimizer with another on a small example.
+        """
         if math.prod(shape) == 0:
             raise ValueError(f"a leaf of shape {tuple(shape)} has no entries to project")
         if self.projector is None:
             self.axes.check(shape)
         else:
             self.projector.check(shape, self.axes, self.rank)
+        numbers, adam = self._numbers(shape), 2 * math.prod(shape)
+        if numbers > adam >= 2 * _JUDGED:
+            raise ValueError(
+                f"rank {self.fitted(shape).rank} {self._view(shape)} takes {numbers:,} numbers of "
+                f"state, plain Adam {adam:,}; lower the rank, name the axes of its inputs and "
+                "outputs (presets.low_rank does), or leave it plain (None)"
+            )
+
+    def fitted(self, shape: Sequence[int]) -> "LowRank":
+        """This record for a leaf of this shape: its rank is what is really kept."""
+        if not self._known:
+            return self
+        return dataclasses.replace(self, rank=self.frame("", shape).rank)
+
+    def shown(self, shape: Sequence[int]) -> str:
+        """What tables print: the record, and the matrices where the leaf is not one as it is."""
+        as_it_is = len(shape) == 2 and self.axes.matrix_shape(shape) == tuple(shape)
+        as_it_is = as_it_is or not self._known
+        return f"{self.fitted(shape)!r}{'' if as_it_is else f' {self._view(shape)}'}"
+
+    @property
+    def _known(self) -> bool:
+        """Whether the rank is that of any projector, or of one that is given."""
+        return self.projector is not None or isinstance(self.rank, int)
+
+    def _numbers(self, shape: Sequence[int]) -> int:
+        if not self._known:
+            return 0
+        return (self.projector or _ANY).numbers(self.frame("", shape))
+
+    def _view(self, shape: Sequence[int]) -> str:
+        *batch, m, n = self.frame("", shape).axes.matrix_shape(shape)
+        matrix = f"({m}, {n})"
+        return f"of {math.prod(batch)} matrices {matrix}" if batch else f"of the matrix {matrix}"
 
     def completed(self, other: "LowRank") -> "LowRank":
         """This record with what is None taken from another."""
@@ -113,9 +158,9 @@ class LowRank:
 
     def frame(self, name: str, shape: Sequence[int]) -> Frame:
         """The view of one leaf."""
-        assert self.projector is not None
-        rank = self.projector.rank(shape, self.axes, self.rank)
-        return Frame(name, tuple(shape), self.projector.view(shape, self.axes), rank)
+        projector = self.projector or _ANY
+        rank = projector.rank(shape, self.axes, self.rank)
+        return Frame(name, tuple(shape), projector.view(shape, self.axes), rank)
 
 
 def completed(low_rank: Any, other: LowRank) -> Rules:
@@ -139,9 +184,13 @@ def completed(low_rank: Any, other: LowRank) -> Rules:
     if low_rank is None:
         raise TypeError("expected LowRank(rank=...) or rules of them, got None")
     pairs = tuple((pattern, fill(value)) for pattern, value in table.pairs)
-    if not table.has_default:
-        return Rules(pairs)
-    return Rules(pairs, fill(table.default))
+    whole = Rules(pairs, fill(table.default)) if table.has_default else Rules(pairs)
+    if not any(whole.values):
+        raise ValueError(
+            "the rules hold no LowRank, so nothing would be projected: give one, as a value or as "
+            "the default, or use the optimizer without projection"
+        )
+    return whole
 
 
 def _check_codec(spec: LowRank) -> None:

@@ -5,15 +5,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_structured.trees import Axes, Rules, named_leaves, resolve, rules
-
-Criterion = Literal["range", "energy", "median"]
+from optax_structured.low_rank.spectra import Criterion, considered, scores, singular_values
+from optax_structured.trees import Axes, Rules, rules
+from optax_structured.trees.tables import aligned, kinds
 
 # Published thresholds of `criterion="range"` for LLaMA-2 7B and 13B, by attempted reduction.
 LLAMA_2_THRESHOLDS = {
@@ -31,6 +30,7 @@ class WelorePlanEntry(NamedTuple):
     """What a plan says about one leaf."""
 
     path: str  # "/"-joined name of the leaf
+    shape: tuple[int, ...]  # of the leaf
     axes: Axes  # its matrix view
     matrix_shape: tuple[int, ...]  # (*batch, m, n)
     kept: int  # singular values above the threshold; the largest number in a stack
@@ -41,7 +41,7 @@ class WelorePlanEntry(NamedTuple):
 class WelorePlan(Mapping[str, int | None]):
     """A mapping `{path: rank of the factors, or None where the matrix stays dense}`.
 
-    Built by `welore_plan`; leaves that it did not consider are not in it.
+    Built by `welore_plan`; leaves that it did not consider are not in it. Prints as a table.
 
     Args:
       threshold: on the normalised singular values.
@@ -52,6 +52,11 @@ class WelorePlan(Mapping[str, int | None]):
       >>> plan = oxs.welore_plan({"mlp": jnp.diag(jnp.array([1.0, 0.0, 0.0]))}, threshold=0.5)
       >>> plan["mlp"], plan.entries[0].matrix_shape
       (1, (3, 3))
+      >>> print(plan)
+      path  shape   matrices  kept    rank
+      mlp   (3, 3)  (3, 3)    1 of 3  1
+      threshold 0.5: 66.7% of all singular values are below, 66.7% are removed
+
     """
 
     threshold: float
@@ -81,20 +86,39 @@ class WelorePlan(Mapping[str, int | None]):
 
         Args:
           spec: a `LowRank`; its rank is the average over all matrices of the plan, so the memory
-            of a recipe is about that of `spec` itself. Leaves outside the plan stay plain.
+            of a recipe is about that of `spec` itself. Leaves outside the plan stay plain, and
+            so do those for which that rank would take more state than plain Adam.
         """
         mean = sum(e.kept * _count(e) for e in self.entries) / sum(map(_count, self.entries))
 
-        def scaled(entry: WelorePlanEntry) -> int:
-            return max(1, min(round(spec.rank * entry.kept / mean), *entry.matrix_shape[-2:]))
+        def scaled(entry: WelorePlanEntry) -> Any:
+            rank = max(1, min(round(spec.rank * entry.kept / mean), *entry.matrix_shape[-2:]))
+            whole = dataclasses.replace(spec, axes=entry.axes, rank=rank)
+            try:
+                whole.check(entry.shape)
+            except ValueError:
+                return None
+            return whole
 
-        return rules(
-            *(
-                (f"^{re.escape(e.path)}$", dataclasses.replace(spec, axes=e.axes, rank=scaled(e)))
-                for e in self.entries
-            ),
-            default=None,
-        )
+        return rules(*((f"^{re.escape(e.path)}$", scaled(e)) for e in self.entries), default=None)
+
+    def table(self) -> str:
+        """Plain text: the ranks, one row for leaves that differ in numbers only, and their sum."""
+        rows = [("path", "shape", "matrices", "kept", "rank")]
+        alike = lambda e: (e.shape, e.axes, e.kept, e.rank)  # noqa: E731
+        for name, entries in kinds(self.entries, alike):
+            e, (*batch, m, n) = entries[0], entries[0].matrix_shape
+            view = f"{math.prod(batch)} of ({m}, {n})" if batch else f"({m}, {n})"
+            kept = f"{e.kept} of {min(m, n)}"
+            rows.append(
+                (name, str(e.shape), view, kept, "dense" if e.rank is None else str(e.rank))
+            )
+        below, removed = self.attempted_reduction, self.effective_reduction
+        summary = f"{below:.1%} of all singular values are below, {removed:.1%} are removed"
+        return f"{aligned(rows)}\nthreshold {self.threshold:.4g}: {summary}"
+
+    def __str__(self) -> str:
+        return self.table()
 
     def _reduction(self, entries: Any) -> float:
         removed = sum((min(e.matrix_shape[-2:]) - e.kept) * _count(e) for e in entries)
@@ -103,7 +127,7 @@ class WelorePlan(Mapping[str, int | None]):
 
 def welore_plan(
     params: Any,
-    where: Rules | Axes = Axes(),  # noqa: B008  (frozen)
+    where: Rules | Axes | None = None,
     *,
     target: float | None = None,
     threshold: float | None = None,
@@ -126,25 +150,28 @@ def welore_plan(
 
     Args:
       params: concrete parameters.
-      where: the leaves to consider, and their matrix view: `rules` of `Axes` or None. By default
-        all with two axes or more, the last two being the matrix; published runs leave embedding
-        and head out. A stack of matrices gets one rank, the largest that one of them asks for.
+      where: the leaves to consider, and their matrix view: `rules` of `Axes` or None, such as
+        `presets.axes(model)`; published runs leave embedding and head out. By default every leaf
+        with two axes; one with more may be a stack of matrices (`Axes()`), attention heads or a
+        convolution, so that it has to be said. A stack gets one rank, the largest of its matrices.
       target: share of all singular values to remove, in (0, 1); published 0.1 to 0.7.
-      threshold: :math:`\tau` itself, instead of a target; see `LLAMA_2_THRESHOLDS`. For "energy"
-        it is the relative error in the Frobenius norm.
+      threshold: :math:`\tau` itself, instead of a target; published ones for LLaMA-2 are in
+        `optax_structured.low_rank.LLAMA_2_THRESHOLDS`. For "energy" it is the relative error in the
+        Frobenius norm.
       effective: the target counts only what is removed from matrices that are factorised.
       min_ratio: factorise instead where the share of removed values is above this; published
         0.4999 for fine-tuning, 0 for compression alone.
       criterion: `"range"` as published, which one outlying singular value can mislead, `"energy"`
         or `"median"`.
-      spectra: what `singular_values(params, where)` returned, to plan several times.
+      spectra: what `optax_structured.low_rank.singular_values(params, where)` returned, to plan
+        several times.
 
     Returns:
       A `WelorePlan`.
 
     Raises:
-      ValueError: not exactly one of target and threshold, a target that no threshold reaches, or
-        nothing to plan for.
+      ValueError: not exactly one of target and threshold, a target that no threshold reaches,
+        nothing to plan for, or a leaf of more than two axes without `where`.
 
     Equals truncation at a relative error for `criterion="energy"`.
 
@@ -171,18 +198,20 @@ def welore_plan(
             f"criterion must be one of {', '.join(get_args(Criterion))}, got {criterion!r}"
         )
     values = singular_values(params, where) if spectra is None else spectra
-    views = [(path, spec, jnp.shape(leaf)) for path, spec, leaf in _considered(params, where)]
-    scores = {path: _scores(values[path], criterion) for path, _, _ in views}
+    views = [(path, spec, jnp.shape(leaf)) for path, spec, leaf in considered(params, where)]
+    of_leaf = {path: scores(values[path], criterion) for path, _, _ in views}
 
     def plan(tau: float) -> WelorePlan:
         def entry(path: str, axes: Axes, shape: tuple[int, ...]) -> WelorePlanEntry:
-            kept = max(1, int(np.max(np.sum(scores[path] >= tau, axis=-1))))
+            kept = max(1, int(np.max(np.sum(of_leaf[path] >= tau, axis=-1))))
             *_, m, n = matrix_shape = axes.matrix_shape(shape)
             if min_ratio is None:
                 factorised = kept * (m + n) < m * n
             else:
                 factorised = 1 - kept / min(m, n) > min_ratio
-            return WelorePlanEntry(path, axes, matrix_shape, kept, kept if factorised else None)
+            return WelorePlanEntry(
+                path, shape, axes, matrix_shape, kept, kept if factorised else None
+            )
 
         return WelorePlan(float(tau), tuple(entry(*view) for view in views))
 
@@ -194,7 +223,7 @@ def welore_plan(
         return candidate.effective_reduction if effective else candidate.attempted_reduction
 
     # Reductions change at the scores only, and never fall as the threshold rises.
-    steps = np.unique(np.concatenate([z.ravel() for z in scores.values()]))
+    steps = np.unique(np.concatenate([z.ravel() for z in of_leaf.values()]))
     steps = np.append(steps, np.nextafter(steps[-1], np.inf))
     if reached(steps[-1]) < target:
         raise ValueError(
@@ -205,74 +234,5 @@ def welore_plan(
     return plan(min(steps[max(first - 1, 0) : first + 1], key=lambda x: abs(reached(x) - target)))
 
 
-def singular_values(
-    params: Any,
-    where: Rules | Axes = Axes(),  # noqa: B008  (frozen)
-) -> dict[str, np.ndarray]:
-    """The spectra behind a plan, to be computed once for several plans.
-
-    Args:
-      params: concrete parameters.
-      where: as in `welore_plan`.
-
-    Returns:
-      `{path: (*batch, min(m, n)) array}`, descending, in the precision of the leaf, float32 at
-      least.
-
-    Raises:
-      ValueError: abstract parameters, or no leaf to consider.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> print(singular_values({"w": jnp.diag(jnp.array([1.0, 3.0]))})["w"])
-      [3. 1.]
-    """
-    considered = _considered(params, where)
-    if not considered:
-        raise ValueError(
-            "welore: there is no matrix to plan for: no leaf has two axes or more, or `where` "
-            "leaves all of them out"
-        )
-    return {
-        path: np.linalg.svd(host_matrix(path, axes, leaf), compute_uv=False)
-        for path, axes, leaf in considered
-    }
-
-
-def _considered(params: Any, where: Rules | Axes) -> list[tuple[str, Axes, Any]]:
-    leaves, views = named_leaves(params), resolve(where, params)
-    return [
-        (path, view, leaf)
-        for (path, leaf), view in zip(leaves, views, strict=True)
-        if view is not None
-    ]
-
-
-def _scores(s: np.ndarray, criterion: Criterion) -> np.ndarray:
-    """Descending scores in which one threshold is comparable between matrices of any scale."""
-    s = s.astype(np.float64)
-    if criterion == "range":
-        above, width = s - s[..., -1:], s[..., :1] - s[..., -1:]
-    elif criterion == "energy":
-        above = np.sqrt(np.cumsum(np.square(s)[..., ::-1], axis=-1)[..., ::-1])
-        width = above[..., :1]
-    else:
-        above, width = s, np.median(s, axis=-1, keepdims=True)
-    # A flat spectrum has nothing to give up; a matrix of zeros has everything.
-    flat = np.broadcast_to(s > 0, s.shape).astype(np.float64)
-    return np.where(width > 0, above / np.where(width > 0, width, 1), flat)
-
-
 def _count(entry: WelorePlanEntry) -> int:
     return math.prod(entry.matrix_shape[:-2])
-
-
-def host_matrix(path: str, axes: Axes, leaf: Any) -> np.ndarray:
-    """The matrix view of a leaf on the host, in a precision that LAPACK has."""
-    if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
-        raise ValueError(
-            f"welore decomposes the weights on the host, outside jit, but {path!r} has no values: "
-            f"{leaf!r}"
-        )
-    matrix = axes.to_matrix(leaf)
-    return np.asarray(matrix, np.promote_types(matrix.dtype, np.float32))

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +12,8 @@ import numpy as np
 
 from optax_structured.memory.formulas import published_numbers
 from optax_structured.states import owners
-from optax_structured.trees import as_rules, resolve
+from optax_structured.trees.rules import settle
+from optax_structured.trees.tables import aligned, kinds
 
 Shape = tuple[int, ...]
 
@@ -29,6 +32,7 @@ class LeafMemory:
     state_bytes: int
     code_bytes: int  # of these, in codes of 8 or 4 bits, without their scales
     formula_numbers: int | None  # by the published formula; None without a method
+    reason: str = ""  # why the leaf cannot take the default of the rules; "" where it can
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,30 +78,39 @@ class MemoryReport:
         numbers = [leaf.formula_numbers for leaf in self.leaves]
         return None if None in numbers else sum(filter(None, numbers))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for each kind of leaf that a low-rank spec does not serve."""
+        found = []
+        for name, leaves in kinds(self.leaves, lambda x: (x.shape, x.spec, x.reason)):
+            leaf, entries = leaves[0], math.prod(leaves[0].shape)
+            if leaf.reason and len(leaf.shape) > 1:
+                found.append(f"{name} stays plain: {leaf.reason}")
+            elif hasattr(leaf.spec, "rank") and leaf.state_numbers > 2 * entries:
+                found.append(
+                    f"{name} takes {leaf.state_numbers:,} numbers of state, more than the "
+                    f"{2 * entries:,} of plain Adam"
+                )
+        return tuple(found)
+
     def table(self) -> str:
-        """Plain text, one line a leaf, then what is shared and the total."""
+        """Plain text: a row for leaves that differ in numbers only, the shared state, the total.
+
+        Bytes and numbers of a row are those of all its leaves.
+        """
         heading = ("path", "shape", "dtype", "rule", "rank", *_NUMBERS)
         rows: list[tuple[str, ...]] = [heading]
-        for x in self.leaves:
-            sizes = (x.weight_bytes, x.weight_bytes, x.state_bytes, x.code_bytes, x.state_numbers)
+        alike = lambda x: (x.shape, x.dtype, x.rule, x.spec, x.formula_numbers is None)  # noqa: E731
+        for name, leaves in kinds(self.leaves, alike):
+            x = leaves[0]
             rank = "" if x.spec is None else str(getattr(x.spec, "rank", x.spec))
-            rows.append(
-                (x.path, str(x.shape), x.dtype, x.rule, rank, *_cells(*sizes, x.formula_numbers))
-            )
+            rows.append((name, str(x.shape), x.dtype, x.rule, rank, *_sizes(leaves)))
         shared = (None, None, self.shared_bytes, None, self.shared_numbers, None)
         rows.append(("shared", "", "", "", "", *_cells(*shared)))
         total = (self.weight_bytes, self.gradient_bytes, self.state_bytes, self.code_bytes)
         numbers = (self.state_numbers, self.formula_numbers)
         rows.append(("total", "", "", "", "", *_cells(*total, *numbers)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            "  ".join(
-                cell.rjust(width) if i >= 5 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        )
-        return "\n".join(lines)
+        return "\n".join((aligned(rows, range(5, len(heading))), *self.notes))
 
     def __str__(self) -> str:
         return self.table()
@@ -111,6 +124,14 @@ _NUMBERS = (
     "state numbers",
     "by formula",
 )
+
+
+def _sizes(leaves: Sequence[LeafMemory]) -> tuple[str, ...]:
+    """The cells of `_NUMBERS`, of all these leaves together."""
+    sizes = ("weight_bytes", "weight_bytes", "state_bytes", "code_bytes", "state_numbers")
+    formula = [leaf.formula_numbers for leaf in leaves]
+    known = None if None in formula else sum(filter(None, formula))
+    return _cells(*(sum(getattr(leaf, size) for leaf in leaves) for size in sizes), known)
 
 
 def _cells(*numbers: int | None) -> tuple[str, ...]:
@@ -204,8 +225,7 @@ def memory_report(
         codes[owner] += _bytes(leaf) if leaf.dtype == jnp.uint8 else 0
     formula = published_numbers(method, structure, params) if method else {}
     leaves = []
-    assigned = zip(as_rules(structure).assign(params), resolve(structure, params), strict=True)
-    for i, (item, spec) in enumerate(assigned):
+    for i, item in enumerate(settle(structure, params)):
         rule = "" if structure is None else item.rule or "default"
         leaves.append(
             LeafMemory(
@@ -213,12 +233,13 @@ def memory_report(
                 item.leaf.shape,
                 item.leaf.dtype.name,
                 rule,
-                spec,
+                item.spec,
                 _bytes(item.leaf),
                 numbers[i],
                 sizes[i],
                 codes[i],
                 formula.get(item.path),
+                item.reason,
             )
         )
     return MemoryReport(tuple(leaves), numbers[None], sizes[None])

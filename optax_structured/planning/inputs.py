@@ -1,5 +1,6 @@
 """What a plan starts from: shapes of a model, a mesh by name, the leaves that stay plain."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.memory import LLAMA_MODELS, PLAIN_LEAVES, llama
-from optax_structured.trees import Rules, named_leaves, rules
+from optax_structured.trees import Axes, Rules, named_leaves, rules
 
 
 def named_model(name: str, dtype: Any, *, stacked: bool = False) -> Any:
@@ -70,12 +71,41 @@ def parse_mesh(text: str | None) -> dict[str, int]:
 def low_rank_rules(spec: Any, params: Any, plain: str | None = None) -> Rules:
     """`spec` for every leaf that can take it, but for those of a pattern.
 
+    Kernels of attention with an axis of heads, told by names and shapes, are one matrix.
+
     Args:
       spec: a `LowRank`.
       params: abstract parameters.
       plain: pattern of the leaves that stay plain; by default what is published so (embeddings,
         head, norms), if there is any.
     """
-    if plain is None and not any(re.search(PLAIN_LEAVES, name) for name, _ in named_leaves(params)):
-        return rules(default=spec)
-    return rules((PLAIN_LEAVES if plain is None else plain, None), default=spec)
+    pairs: list[tuple[str, Any]] = []
+    if plain is not None or any(re.search(PLAIN_LEAVES, name) for name, _ in named_leaves(params)):
+        pairs.append((PLAIN_LEAVES if plain is None else plain, None))
+    for name, axes in _with_heads(params).items():
+        if not any(re.search(pattern, name) for pattern, _ in pairs):
+            axes = dataclasses.replace(axes, side=spec.axes.side)
+            pairs.append((f"^{re.escape(name)}$", dataclasses.replace(spec, axes=axes)))
+    return rules(*pairs, default=spec)
+
+
+_READ, _MADE = Axes(rows=(-2, -1), cols=-3), Axes(rows=-1, cols=(-3, -2))
+
+
+def _with_heads(params: Any) -> dict[str, Axes]:
+    """Attention kernels (in, heads, size) and (heads, size, out), with outputs for rows.
+
+    Told from a stack of dense kernels of the same names by heads and size, which the kernels of one
+    attention share.
+    """
+    shapes = {name: leaf.shape for name, leaf in named_leaves(params)}
+    found: dict[str, Axes] = {}
+    for name, shape in shapes.items():
+        owner, _, part = name.removesuffix("/kernel").rpartition("/")
+        out = f"{owner}/out/kernel".lstrip("/")
+        made = shapes.get(out, ())
+        if part not in ("query", "key", "value") or not name.endswith("/kernel"):
+            continue
+        if len(shape) == len(made) >= 3 and shape[-2:] == made[-3:-1]:
+            found |= {name: _READ, out: _MADE}
+    return found

@@ -1,14 +1,13 @@
 """A plan as two tables: totals, and one line a kind of leaf."""
 
-import collections
 import math
-import re
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
 from optax_structured.planning.plan import Plan
+from optax_structured.trees.tables import kinds
 
 
 def render(plan: Plan) -> Group:
@@ -83,22 +82,23 @@ def _weights_in_words(plan: Plan) -> str:
 
 def _kinds(plan: Plan) -> Table:
     """One line for all leaves whose paths differ in numbers only and that have one shape."""
-    kinds = collections.defaultdict(list)
-    for old, new in zip(plan.before.leaves, plan.after.leaves, strict=True):
-        kinds[re.sub(r"\d+", "*", new.path), new.shape, str(new.spec)].append((old, new))
+    adamw = {leaf.path: leaf.state_bytes for leaf in plan.before.leaves}
     table = _table("Optimizer state by kind of leaf")
     table.add_column("parameter", overflow="fold")
-    columns = ("leaves", "shape", "rank", "adamw", plan.recipe, "saved")
+    columns = ("shape", "rank", "adamw", plan.recipe, "saved")
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    for (path, shape, _), pairs in kinds.items():
-        spec = pairs[0][1].spec
+    for name, leaves in kinds(plan.after.leaves, lambda leaf: (leaf.shape, leaf.spec)):
+        spec, shape = leaves[0].spec, "×".join(map(str, leaves[0].shape))
         rank = "" if spec is None else str(spec.rank)
-        before, after = (sum(pair[i].state_bytes for pair in pairs) for i in (0, 1))
-        cells = (str(len(pairs)), "×".join(map(str, shape)), rank, *_change(before, after))
-        table.add_row(path, *cells, style=None if rank else "dim")
+        before = sum(adamw[leaf.path] for leaf in leaves)
+        after = sum(leaf.state_bytes for leaf in leaves)
+        table.add_row(name, shape, rank, *_change(before, after), style=None if rank else "dim")
     shared = (_size(report.shared_bytes) for report in (plan.before, plan.after))
-    table.add_row("shared by all leaves", "", "", "", *shared, "", style="dim")
+    table.add_row("shared by all leaves", "", "", *shared, "", style="dim")
+    if plan.after.notes:
+        table.caption = "\n".join(plan.after.notes)
+        table.caption_justify = "left"
     return table
 
 

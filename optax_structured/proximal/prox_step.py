@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative, check_params
+from optax_structured.checks import check_nonnegative, check_params, is_more_than_zero
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.proximal.in_turn import Task, solve_in_turn
 from optax_structured.proximal.solvers import Exact, Solver
@@ -19,6 +19,7 @@ from optax_structured.trees.precision import (
     scalar_dtype,
     wide_dtype,
 )
+from optax_structured.trees.rules import check_some_use
 from optax_structured.trees.same import check_same_tree
 
 
@@ -67,8 +68,9 @@ def prox_step(
       `optax.scale` of momentum. Its state is `ProxStepState`.
 
     Raises:
-      ValueError: a negative or NaN strength or weight; a regularizer without strength; a missing
-        or superfluous weight; missing `params`; a rule that matches nothing.
+      ValueError: a negative or NaN strength or weight; a regularizer without strength, or a
+        strength without regularizer; a missing or superfluous weight; missing `params`; a rule that
+        matches nothing.
 
     Equals projection onto the constraint for `Box` and `NonNegative`, and does nothing without
     regularizer.
@@ -91,6 +93,11 @@ def prox_step(
         )
     if strength is not None:
         check_nonnegative("strength", strength)
+        if not any(as_rules(regularizer).values) and is_more_than_zero(strength):
+            raise ValueError(
+                f"prox_step got strength={strength!r} but no regularizer that it could be the "
+                "strength of: give one such as L1(), or leave strength out"
+            )
     if weight is not None:
         check_nonnegative("weight", weight)
     switched_off = isinstance(strength, int | float) and strength == 0
@@ -104,7 +111,9 @@ def prox_step(
                     f"{spec!r}"
                 )
         if regularizer is not None:
-            _check_some_leaf_takes(regularizer, found, params)
+            check_some_use(
+                regularizer, params, Regularizer, "no leaf can take the regularizer that is given"
+            )
         return [spec if spec and (spec.constraint or not switched_off) else None for spec in found]
 
     def strength_now(clock: Clock, dtype: Any) -> jax.Array:
@@ -151,19 +160,6 @@ def prox_step(
 
 def _array(u: Any) -> Any:
     return u if isinstance(u, Subproblem) else jnp.asarray(u)
-
-
-def _check_some_leaf_takes(regularizer: Any, found: list[Any], params: Any) -> None:
-    """A default that fits no leaf at all is a mistake, unless there are only scalars and biases."""
-    default = as_rules(regularizer).default
-    for leaf in jax.tree.leaves(params):
-        if not any(found) and jnp.ndim(leaf) >= 2 and isinstance(default, Regularizer):
-            try:
-                default.check(jnp.shape(leaf))
-            except ValueError as error:
-                raise ValueError(
-                    f"no leaf can take the regularizer {default!r}, so it would do nothing: {error}"
-                ) from error
 
 
 def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None) -> None:

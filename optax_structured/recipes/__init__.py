@@ -1,6 +1,7 @@
 """Named optimizers: compositions of the elements, one family a file."""
 
 from optax_structured.recipes.adam import prox_adam, prox_ssi
+from optax_structured.recipes.closing import check_nothing_follows
 from optax_structured.recipes.dct import dct_adamw, trion
 from optax_structured.recipes.dual_averaging import ramda, rmda
 from optax_structured.recipes.fira import apollo, apollo_mini, fira
@@ -14,6 +15,7 @@ from optax_structured.recipes.sgd import prox_sgd, prox_sgd_relaxed
 __all__ = [
     "apollo",
     "apollo_mini",
+    "check_nothing_follows",
     "dct_adamw",
     "fira",
     "galore",

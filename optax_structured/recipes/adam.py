@@ -11,6 +11,7 @@ from optax_structured.proximal.averaging import moving_average
 from optax_structured.proximal.preconditioners import adam_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver
+from optax_structured.recipes.closing import closed_chain
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.trees import Rules
 
@@ -70,7 +71,7 @@ def prox_adam(
       1e-4 and their l2/3 can give NaN; ours is exact.
     """
     check_fraction("b1", b1)
-    return optax.chain(
+    return closed_chain(
         moving_average(learning_rate, b1, weight_decay=weight_decay),
         adam_preconditioner(b2, eps, amsgrad=amsgrad),
         prox_step(regularizer, strength, solver=solver),
@@ -135,7 +136,7 @@ def prox_ssi(
 
     check_nonnegative("learning_rate", learning_rate)
     check_fraction("b1", b1)
-    return optax.chain(
+    return closed_chain(
         moving_average(rate, b1, weight=learning_rate, weight_decay=weight_decay),
         adam_preconditioner(b2, eps, debias=False),
         prox_step(regularizer, strength, solver=solver),

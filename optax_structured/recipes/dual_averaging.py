@@ -9,6 +9,7 @@ from optax_structured.proximal.preconditioners import adaptive_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.restart import Stages, restart_at
 from optax_structured.proximal.solvers import Exact, Solver
+from optax_structured.recipes.closing import closed_chain
 from optax_structured.recipes.parts import averaged
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.trees import Rules
@@ -94,7 +95,7 @@ def ramda(
     if stages is not None:
         learning_rate, eps = stages.decay(learning_rate), stages.decay(eps)
         momentum = stages.momentum(momentum)
-    steps = optax.chain(
+    steps = closed_chain(
         dual_averaging(learning_rate),
         adaptive_preconditioner(eps),
         prox_step(regularizer, strength, solver=solver),
@@ -154,7 +155,7 @@ def rmda(
     check_nonnegative("learning_rate", learning_rate)
     if stages is not None:
         learning_rate, momentum = stages.decay(learning_rate), stages.momentum(momentum)
-    steps = optax.chain(
+    steps = closed_chain(
         dual_averaging(learning_rate),
         prox_step(regularizer, strength),
         *averaged(momentum, keep_point),

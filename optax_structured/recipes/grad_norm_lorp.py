@@ -1,5 +1,7 @@
 """GradNormLoRP: weight normalisation, with the gradient of the directions in low rank."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -9,6 +11,7 @@ from optax_structured.checks import check_nonnegative
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
+from optax_structured.recipes.closing import closed
 from optax_structured.recipes.parts import descent
 from optax_structured.transforms import (
     bias_correction,
@@ -17,7 +20,7 @@ from optax_structured.transforms import (
     uncorrected_adam,
     weight_normalized,
 )
-from optax_structured.trees import Rules, as_rules, resolve
+from optax_structured.trees import Axes, Rules, as_rules, resolve
 
 Mode = Literal["weight_norm", "lookahead"]
 
@@ -90,19 +93,32 @@ def grad_norm_lorp(
     magnitude = optax.chain(uncorrected_adam(b1, b2, eps), *steps, decay)
     if mode == "lookahead":
         direction = optax.chain(projection, *steps, decay)
-        return lookahead_weight_norm(direction, magnitude, _axes(low_rank))
+        return closed(lookahead_weight_norm(direction, magnitude, _axes(low_rank)))
 
     def plain(params: Any) -> Any:
         leaves = [axes is None for axes in resolve(_axes(low_rank), params)]
         return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
     direction = optax.chain(projection, *steps, optax.masked(decay, plain))
-    return weight_normalized(direction, magnitude, _axes(low_rank))
+    return closed(weight_normalized(direction, magnitude, _axes(low_rank)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _AxesOf:
+    """The axes of a record, on the leaves that the record projects."""
+
+    low_rank: LowRank
+
+    def check(self, shape: Sequence[int]) -> None:
+        self.low_rank.check(shape)
+
+    def fitted(self, shape: Sequence[int]) -> Axes:
+        return self.low_rank.axes
 
 
 def _axes(low_rank: LowRank | Rules) -> Rules:
     """The axes of each record."""
     table = as_rules(low_rank)
-    axes = lambda spec: None if spec is None else spec.axes  # noqa: E731
+    axes = lambda spec: None if spec is None else _AxesOf(spec)  # noqa: E731
     pairs = tuple((pattern, axes(spec)) for pattern, spec in table.pairs)
     return Rules(pairs, axes(table.default)) if table.has_default else Rules(pairs)

@@ -10,6 +10,7 @@ from optax_structured.low_rank.refresh import Lazy
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.wrapper import DEFAULTS, low_rank_projection
 from optax_structured.quantization import Affine, Dynamic, keep_on_grid, quantized
+from optax_structured.recipes.closing import closed_chain
 from optax_structured.recipes.parts import descent
 from optax_structured.transforms import debiased_adam, decay_updated_weights
 from optax_structured.trees import Rules, as_rules, resolve
@@ -101,4 +102,4 @@ def q_galore(
 
     if weights is not None:
         elements.append(optax.masked(keep_on_grid(weights, seed=seed), projected))
-    return optax.chain(*elements)
+    return closed_chain(*elements) if weights is not None else optax.chain(*elements)

@@ -9,6 +9,7 @@ from optax_structured.proximal.averaging import moving_average
 from optax_structured.proximal.preconditioners import adam_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver
+from optax_structured.recipes.closing import closed_chain
 from optax_structured.recipes.parts import complement, recorded, scale
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.trees import Rules
@@ -59,7 +60,7 @@ def prox_sgd(
       `arXiv:2403.14398 <https://arxiv.org/abs/2403.14398>`_.
     """
     check_fraction("momentum", momentum)
-    return optax.chain(
+    return closed_chain(
         moving_average(learning_rate, momentum, debias=False),
         prox_step(regularizer, strength),
     )
@@ -121,7 +122,7 @@ def prox_sgd_relaxed(
     keep = complement(_published_decay(0.9)) if momentum is None else momentum
     check_nonnegative("learning_rate", rate)
     check_fraction("momentum", keep)
-    return optax.chain(
+    return closed_chain(
         moving_average(1.0, keep, debias=False),
         adam_preconditioner(b2, eps, head_start=1),
         prox_step(regularizer, strength, solver=solver),

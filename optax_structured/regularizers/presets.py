@@ -1,5 +1,6 @@
-"""Group axes of common layers, by name, and the one change that stacked layers need.
+"""Group axes of common layers in the layouts of flax and haiku, and what stacked layers need.
 
+In equinox inputs and outputs change places: `oxs.presets.groups` reads the axes off any model.
 All axes count from the end, so that leading batch axes do not move them. "Inputs" make a layer
 ignore a feature, so that whatever produces it can be removed once every reader ignores it.
 

@@ -9,7 +9,8 @@ from optax_structured.trees.paths import (
     state_key,
     state_keys,
 )
-from optax_structured.trees.rules import Assignment, Rules, as_rules, resolve, rules
+from optax_structured.trees.rules import Rules, as_rules, resolve, rules
+from optax_structured.trees.settled import Assignment
 
 __all__ = [
     "Assignment",

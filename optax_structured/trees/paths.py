@@ -38,8 +38,12 @@ def path_name(key_path: KeyPath) -> str:
 
 def is_hole(leaf: Any) -> bool:
     """True where a tree has a position but no leaf: None, or optax's `MaskedNode`."""
-    # By name: this floor does not import optax.
-    return leaf is None or type(leaf).__name__ == "MaskedNode"
+    return leaf is None or is_masked(leaf)
+
+
+def is_masked(leaf: Any) -> bool:
+    """True for optax's `MaskedNode`, which stands for a leaf or for a whole subtree."""
+    return type(leaf).__name__ == "MaskedNode"  # by name: this floor does not import optax
 
 
 def named_positions(tree: Any) -> list[tuple[str, Any]]:

@@ -1,16 +1,17 @@
 """Which leaf gets what: one ordered table of patterns and values."""
 
 import dataclasses
-import difflib
 import enum
-import heapq
+import math
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
-from optax_structured.trees.paths import is_hole, named_positions
+from optax_structured.trees import settled
+from optax_structured.trees.matching import check_used, match, same
+from optax_structured.trees.paths import is_hole, is_masked, named_positions
+from optax_structured.trees.settled import Assignment, Settled
 
 
 class _Missing(enum.Enum):
@@ -18,15 +19,6 @@ class _Missing(enum.Enum):
 
     def __repr__(self) -> str:
         return "<no default>"
-
-
-class Assignment(NamedTuple):
-    """What a table gives to one leaf."""
-
-    path: str  # "/"-joined name of the leaf
-    leaf: Any  # the leaf itself
-    rule: str | None  # the pattern that matched first; None where the default applies
-    value: Any  # the value of that rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,27 +51,42 @@ class Rules:
         """Whether leaves that match no pattern get a value."""
         return self.default is not _Missing.DEFAULT
 
+    @property
+    def values(self) -> list[Any]:
+        """All values in order, the default last, if there is one."""
+        return [value for _, value in self.pairs] + [self.default] * self.has_default
+
     def assign(self, params: Any) -> list[Assignment]:
         """One `Assignment` a leaf, in the order of `jax.tree.leaves(params)`.
 
         Raises:
-          ValueError: a pattern matches no path (with the nearest paths), or a leaf matches no
-            pattern and there is no default. Positions masked by `optax.masked` and positions that
-            hold None keep a pattern alive. A tree without leaves is never an error.
+          ValueError: a pattern matches no path (with the nearest paths), or only paths that earlier
+            patterns take and to which it would give another value, or a leaf matches no pattern and
+            there is no default. Positions masked by `optax.masked` and positions that hold None
+            keep a pattern alive; below a masked subtree nothing can be seen, so that in a masked
+            tree every pattern may be alive. A pattern that matches everything may stand last as a
+            default. A tree without leaves is never an error.
         """
         positions = named_positions(params)
-        leaves = [(path, leaf) for path, leaf in positions if not is_hole(leaf)]
-        if not leaves:
+        if all(is_hole(leaf) for _, leaf in positions):
             return []
-        paths = [path for path, _ in positions]
-        for pattern, _ in self.pairs:
-            if not any(re.search(pattern, path) for path in paths):
-                nearest = ", ".join(repr(path) for path in _nearest(pattern, paths))
+        paths = tuple(path for path, _ in positions)
+        matches = match(tuple(pattern for pattern, _ in self.pairs), paths)
+        if not any(is_masked(leaf) for _, leaf in positions):
+            check_used(self.pairs, paths, matches)
+
+        def assigned(path: str, leaf: Any, owner: int | None) -> Assignment:
+            if owner is not None:
+                return Assignment(path, leaf, *self.pairs[owner])
+            if not self.has_default:
                 raise ValueError(
-                    f"rules: pattern {pattern!r} matches no parameter path; the nearest paths are "
-                    f"{nearest}; correct the pattern or remove it"
+                    f"rules: no pattern matches {path!r} and there is no default; add a pattern or "
+                    "a default (default=None leaves the remaining leaves plain)"
                 )
-        return [Assignment(path, leaf, *self._lookup(path)) for path, leaf in leaves]
+            return Assignment(path, leaf, None, self.default)
+
+        pairs = zip(positions, matches.owners, strict=True)
+        return [assigned(*position, owner) for position, owner in pairs if not is_hole(position[1])]
 
     def tree(self, params: Any) -> Any:
         """A tree with the structure of `params` whose leaves are the values.
@@ -111,7 +118,7 @@ class Rules:
         """
         names: list[tuple[str, Any]] = []
         for rule, value in (*self.pairs, ("default", self.default)):
-            if any(_same(value, known) for _, known in names):
+            if any(same(value, known) for _, known in names):
                 continue
             label = value if isinstance(value, str) else rule
             for taken, known in names:
@@ -123,15 +130,15 @@ class Rules:
             names.append((label, value))
 
         def label_of(value: Any) -> str:
-            return next(label for label, known in names if _same(value, known))
+            return next(label for label, known in names if same(value, known))
 
         labels = [label_of(assignment.value) for assignment in self.assign(params)]
         return jax.tree.unflatten(jax.tree.structure(params), labels)
 
     def table(self, params: Any) -> str:
-        """Plain text, one line a leaf: path, shape, dtype, the rule that matched and its value.
+        """Plain text: what the leaves get, one row for those that differ in numbers only.
 
-        A leaf that cannot take the default is shown as it is treated: left plain.
+        A leaf that cannot take the default is shown as it is treated, left plain, and why.
 
         >>> import jax.numpy as jnp
         >>> table = rules(("bias", None), default="sparse")
@@ -139,28 +146,9 @@ class Rules:
         path    shape   dtype    rule     value
         bias    (3,)    float32  bias     None
         kernel  (2, 3)  float32  default  'sparse'
+        2 leaves of 9 entries; 1 of 3 entries stay plain
         """
-        rows = [("path", "shape", "dtype", "rule", "value")]
-        for item, value in zip(self.assign(params), resolve(self, params), strict=True):
-            dtype = str(getattr(item.leaf, "dtype", type(item.leaf).__name__))
-            rule = "default" if item.rule is None else item.rule
-            plain = value is None and item.value is not None
-            shown = "None (cannot take the default)" if plain else repr(value)
-            rows.append((item.path, str(np.shape(item.leaf)), dtype, rule, shown))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-        return "\n".join(lines)
-
-    def _lookup(self, path: str) -> tuple[str | None, Any]:
-        for pattern, value in self.pairs:
-            if re.search(pattern, path):
-                return pattern, value
-        if self.default is _Missing.DEFAULT:
-            raise ValueError(
-                f"rules: no pattern matches {path!r} and there is no default; add a pattern or a "
-                "default (default=None leaves the remaining leaves plain)"
-            )
-        return None, self.default
+        return settled.table(settle(self, params), [pattern for pattern, _ in self.pairs])
 
 
 def rules(*pairs: tuple[str, Any], default: Any = _Missing.DEFAULT) -> Rules:
@@ -180,8 +168,9 @@ def rules(*pairs: tuple[str, Any], default: Any = _Missing.DEFAULT) -> Rules:
 
     Raises:
       TypeError: a pair that is not `(str, value)`; a value that is a class or a function.
-      ValueError: a pattern that is not a regular expression. Patterns that match nothing and
-        leaves that match nothing raise when the table meets the parameters.
+      ValueError: a pattern that is not a regular expression. Patterns that match nothing, or only
+        what earlier ones take, and leaves that match nothing raise when the table meets the
+        parameters.
 
     >>> rules((r"embed|head", None), default="sparse").tree({"embed": 1.0, "mlp": {"kernel": 2.0}})
     {'embed': None, 'mlp': {'kernel': 'sparse'}}
@@ -199,7 +188,8 @@ def resolve(structure: Any, params: Any) -> list[Any]:
 
     A spec may have `check(shape)`, which raises ValueError when a leaf of that shape cannot take
     it. A leaf that cannot take the *default* stays plain; a leaf that matches a pattern and cannot
-    take the pattern's spec is an error. Values without `check` are taken as they are.
+    take the pattern's spec is an error. A spec may also have `fitted(shape)`, the spec as it
+    applies to a leaf of that shape. Values with neither are taken as they are.
 
     Args:
       structure: a `Rules`, or a single spec or None, which then is the default of all leaves.
@@ -211,20 +201,42 @@ def resolve(structure: Any, params: Any) -> list[Any]:
     Raises:
       ValueError: as `Rules.assign`, and for a leaf that cannot take an explicit spec.
     """
-    specs = []
-    for path, leaf, rule, value in as_rules(structure).assign(params):
-        try:
-            if hasattr(value, "check"):
-                value.check(np.shape(leaf))
-        except ValueError as error:
-            if rule is not None:
-                raise ValueError(
-                    f"rules: pattern {rule!r} gives {value!r} to {path!r} of shape "
-                    f"{np.shape(leaf)}, which cannot take it: {error}"
-                ) from error
-            value = None
-        specs.append(value)
-    return specs
+    return [leaf.spec for leaf in settle(structure, params)]
+
+
+def settle(structure: Any, params: Any) -> list[Settled]:
+    """`resolve`, with the path and rule of each leaf and why it cannot take the default."""
+    return [settled.settled(item) for item in as_rules(structure).assign(params)]
+
+
+def check_some_use(structure: Any, params: Any, kind: type, complaint: str) -> None:
+    """Raises ValueError where a structure does nothing for a whole tree that has what it is for.
+
+    That is a leaf of two axes or more, or one vector that is all: what `optax.flatten` makes of a
+    tree. A tree of biases and scalars is left alone, and so is one with masked leaves, since
+    another part may be meant.
+
+    Args:
+      structure: a spec, or `rules` of them.
+      params: concrete or abstract parameters.
+      kind: the class of its specs.
+      complaint: how the sentence begins, such as "no leaf can be projected".
+    """
+    leaves = settle(structure, params)
+    if not leaves or any(isinstance(leaf.spec, kind) for leaf in leaves):
+        return
+    if any(is_masked(leaf) for _, leaf in named_positions(params)):
+        return
+    filled = [leaf for leaf in leaves if math.prod(leaf.shape)]
+    flat = len(filled) == 1 and filled[0].path == "" and len(filled[0].shape) == 1
+    meant = filled if flat else [leaf for leaf in filled if len(leaf.shape) >= 2]
+    if not meant:
+        return
+    path, reason = next(((x.path, x.reason) for x in meant if x.reason), (meant[0].path, ""))
+    if not reason:
+        raise ValueError(f"{complaint}: the rules leave {path!r} and all other leaves plain")
+    flattened = "; optax.flatten makes one vector of all leaves, and cannot go around this"
+    raise ValueError(f"{complaint}; {path!r}: {reason}{flattened if flat else ''}")
 
 
 def _check_value(where: str, value: Any) -> None:
@@ -237,18 +249,3 @@ def _check_value(where: str, value: Any) -> None:
         raise TypeError(
             f"rules: the value of {where} is the function {value!r}; give a spec, None or a label"
         )
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and bool(a == b))
-
-
-def _nearest(pattern: str, paths: list[str]) -> list[str]:
-    """The three paths most like a pattern, as wholes or by one of their components."""
-    words = [pattern, *re.findall(r"\w+", pattern)]
-
-    def likeness(path: str) -> float:
-        parts = (path, *path.split("/"))
-        return max(difflib.SequenceMatcher(None, w, p).ratio() for w in words for p in parts)
-
-    return heapq.nlargest(3, paths, key=likeness)

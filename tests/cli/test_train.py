@@ -96,6 +96,10 @@ def test_state_bits_are_said_and_stored(tmp_path, text):
         (["--task", "lm", "--recipe", "adamw", "--rank", "4"], "has no rank; leave --rank out"),
         (["--task", "lm", "--sequence", "1000000"], "longer than the .* bytes of the training"),
         (["--task", "lm", "--rank", "0"], "rank must be a whole number of at least 1, got 0"),
+        (
+            ["--task", "lm", "--rank", "1000"],
+            "no leaf can be projected; .*numbers of state, plain A",
+        ),
         (["--task", "lm", "--state-bits", "16"], "state_bits must be one of 32, 8, 4, got 16"),
     ],
 )

@@ -104,6 +104,26 @@ MISUSE = [
     ),
     ("no-low-rank", lambda: oxs.galore(0.1, None), r"expected LowRank\(rank=...\) or rules"),
     (
+        "nothing-to-project",
+        lambda: oxs.galore(0.1, oxs.rules(default=None)),
+        "the rules hold no LowRank, so nothing would be projected: give one",
+    ),
+    (
+        "nothing-to-project-in-rules-without-default",
+        lambda: oxs.trion(0.1, oxs.rules(("kernel", None), ("bias", None))),
+        "the rules hold no LowRank, so nothing would be projected: give one",
+    ),
+    (
+        "every-matrix-left-plain",
+        lambda: project(low_rank=oxs.rules(("kernel", None), default=oxs.LowRank(2))),
+        "no leaf can be projected: the rules leave 'dense/kernel' and all other leaves plain",
+    ),
+    (
+        "flattened",
+        lambda: optax.flatten(oxs.galore(0.1, oxs.LowRank(2))).init(PARAMS),
+        "no leaf can be projected; '': .*; optax.flatten makes one vector of all leaves, and cann",
+    ),
+    (
         "low-rank-in-place-of-a-regularizer",
         lambda: oxs.ramda(0.1, oxs.LowRank(2), 0.1).init(PARAMS),
         "takes a Regularizer such as L1",
@@ -132,6 +152,11 @@ MISUSE = [
         "axes-overlap",
         lambda: project(axes=OVERLAP),
         "no leaf can be projected; .* both name axis 1",
+    ),
+    (
+        "shadowed-pattern",
+        lambda: project(low_rank=oxs.rules(("", oxs.LowRank(2)), ("dense/k", oxs.LowRank(1)))),
+        "pattern 'dense/k' gets no leaf, because earlier patterns match everything that it",
     ),
     (
         "axes-overlap-by-pattern",

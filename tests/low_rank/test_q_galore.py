@@ -11,7 +11,7 @@ from tolerances import reordered
 import optax_structured as oxs
 from optax_structured.quantization import AffineCode, DynamicCode
 
-SHAPES = {"kernel": (64, 80), "small": (12, 7), "bias": (80,)}
+SHAPES = {"kernel": (256, 64), "small": (12, 7), "bias": (80,)}
 SMALL = {"kernel": (12, 8), "bias": (8,)}
 
 
@@ -28,7 +28,7 @@ class Exact(oxs.Affine):
 
 
 def spec(**parts):
-    return oxs.LowRank(64, period=2, **parts)
+    return oxs.LowRank(32, period=2, **parts)
 
 
 def trajectory(tx, start, grads):
@@ -63,7 +63,7 @@ def test_what_is_in_codes_by_default():
         "kernel": jnp.uint8,
         "small": jnp.uint8,
     }
-    assert state.bases["kernel"].codes.nbytes == 64 * 64 // 2
+    assert state.bases["kernel"].codes.nbytes == 64 * 32 // 2
     assert isinstance(state.inner.inner.nu["kernel"], DynamicCode)
     assert isinstance(state.refresh["kernel"].rule, oxs.LazyState)
 

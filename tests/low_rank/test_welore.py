@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from golden_files import load
 from recipes_table import normal
 from tolerances import rounding
 
+from optax_structured import presets
+from optax_structured.low_rank import LowRank
 from optax_structured.low_rank.factors import Factors, factorize, merge, train_factors
 from optax_structured.low_rank.welore import LLAMA_2_THRESHOLDS, singular_values, welore_plan
 from optax_structured.trees import Axes, rules
@@ -124,6 +127,52 @@ def test_stacks_and_axes():
     s = np.linalg.svd(w.reshape(3, 6, 8), compute_uv=False)
     error = np.linalg.norm((merge(factored)["kernel"] - w).reshape(3, -1), axis=-1)
     np.testing.assert_allclose(error, np.linalg.norm(s[:, max(each) :], axis=-1), rtol=1e-5)
+
+
+def test_a_leaf_of_more_axes_has_to_be_explained():
+    """Stack, heads or convolution: the shape (64, 4, 16) does not say."""
+    params = {"query": normal("q", (64, 4, 16)), "dense": jnp.ones((5, 5))}
+    for plan in (singular_values, lambda p: welore_plan(p, threshold=0.1)):
+        with pytest.raises(ValueError, match=r"'query' has shape \(64, 4, 16\), which may be a st"):
+            plan(params)
+    stacks, whole = (
+        welore_plan(params, rules(("query", axes), default=None), threshold=0.1).entries[0]
+        for axes in (Axes(), Axes(rows=(1, 2), cols=0))
+    )
+    assert (stacks.matrix_shape, whole.matrix_shape) == ((64, 4, 16), (64, 64))
+
+
+def test_presets_explain_the_leaves_of_a_model():
+    module, x = nn.MultiHeadDotProductAttention(num_heads=4), jnp.ones((1, 3, 64))
+    params = module.init(jax.random.key(0), x)["params"]
+    plan = welore_plan(params, presets.axes(module, x), target=0.3, min_ratio=0.0)
+    assert [entry.matrix_shape for entry in plan.entries] == [(64, 64)] * 4
+    factored = factorize(params, plan)
+    assert factored["query"]["kernel"].left.shape == (64, plan["query/kernel"])
+
+
+def test_a_plan_prints_as_a_table():
+    layers = [{"w": jnp.diag(jnp.array([1.0, 0.9, 0.1, 0.0]))} for _ in range(3)]
+    plan = welore_plan({"layers": layers, "eye": jnp.eye(4)}, threshold=0.5, min_ratio=0.4)
+    assert str(plan) == plan.table()
+    heading, eye, of_layers, summary = str(plan).splitlines()
+    assert heading.split() == ["path", "shape", "matrices", "kept", "rank"]
+    assert eye.split("  ")[0] == "eye" and eye.endswith("4 of 4  dense")
+    assert of_layers.startswith("layers/{0..2}/w (3 leaves)") and of_layers.endswith("2 of 4  2")
+    assert summary.startswith("threshold 0.5: 37.5% of all singular values are below, 37.5%")
+
+
+def test_ranks_of_gradients_that_would_not_save_leave_a_leaf_plain():
+    """A rank in proportion to the plan may be the whole of a leaf."""
+    flat, steep = np.eye(64), np.diag(np.r_[1.0, np.zeros(63)])
+    plan = welore_plan({"flat": flat, "steep": steep}, threshold=0.5)
+    table = plan.low_rank(LowRank(32))
+    assert {
+        x.path: x.value and x.value.rank for x in table.assign({"flat": flat, "steep": steep})
+    } == {
+        "flat": None,
+        "steep": 1,
+    }
 
 
 def test_factors_keep_the_dtype():

@@ -13,6 +13,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+import optax_structured as oxs
 from optax_structured.trees import Rules, as_rules, named_leaves, resolve, rules
 
 
@@ -330,9 +331,77 @@ def test_table_is_aligned_and_says_what_is_left_plain():
     table = rules(("^embed", None), default=Matrix(4))
     expected = """\
 path          shape      dtype     rule     value
-dense/bias    (3,)       bfloat16  default  None (cannot take the default)
+dense/bias    (3,)       bfloat16  default  None (cannot take the default: NO)
 dense/kernel  (128, 64)  float32   default  Matrix(rank=4)
 embed         (5, 2)     float32   ^embed   None
-scale         ()         float     default  None (cannot take the default)"""
+scale         ()         float     default  None (cannot take the default: NONE)
+4 leaves of 8,206 entries; 3 of 14 entries stay plain"""
+    expected = expected.replace("NONE", "a leaf of 0 dimensions is no matrix")
+    expected = expected.replace("NO", "a leaf of 1 dimensions is no matrix")
     assert table.table(tree) == expected
-    assert table.table(jax.eval_shape(lambda: params())).count("\n") == len(PATHS)
+
+
+def test_leaves_that_differ_in_numbers_only_are_one_row():
+    layers = [{"kernel": jnp.zeros((4, 4)), "bias": jnp.zeros(4)} for _ in range(12)]
+    tree = {"Dense_0": jnp.zeros((8, 4)), "Dense_1": jnp.zeros((4, 2)), "layers": layers}
+    table = rules((r"layers/(3|5)/kernel", 1), ("bias", None), default=2)
+    for params in (tree, jax.eval_shape(lambda: tree)):
+        _, *rows, summary = table.table(params).splitlines()
+        assert [row[: row.index("  ")] for row in rows] == [
+            "Dense_0",
+            "Dense_1",
+            "layers/{0..11}/bias (12 leaves)",
+            "layers/*/kernel (10 leaves)",
+            "layers/{3,5}/kernel (2 leaves)",
+        ]
+        assert summary == "26 leaves of 280 entries; 12 of 48 entries stay plain"
+
+
+# ---- rules that do nothing ----
+
+
+def test_a_rule_that_earlier_ones_shadow_is_an_error():
+    table = rules(("kernel", 1), ("attention/kernel", 2), default=0)
+    for method in (table.assign, table.tree, table.labels, table.table):
+        with pytest.raises(ValueError) as error:
+            method(params())
+        assert str(error.value) == (
+            "rules: pattern 'attention/kernel' gets no leaf, because earlier patterns match "
+            "everything that it matches: 'kernel' takes 'attention/kernel'; put 'attention/kernel' "
+            "before it, or remove it"
+        )
+    assert values(rules(*table.pairs[::-1], default=0), params()) == [0, 2, 0, 1, 1]
+
+
+def test_a_shadowed_rule_that_changes_nothing_is_allowed_and_shown():
+    same = rules((r"embed|bias", None), ("attention/bias", None), default=1)
+    everything = rules(("kernel", 1), ("bias|embed", 2), (".*", 3))
+    for table, idle in ((same, "attention/bias"), (everything, ".*")):
+        table.labels(params())
+        assert table.table(params()).splitlines()[-1] == (
+            f"no leaf goes by the pattern {idle!r}: earlier ones match first, or it is masked"
+        )
+
+
+def test_below_a_masked_subtree_every_pattern_may_be_alive():
+    """`optax.masked` with a mask that is a prefix leaves one node in the place of a subtree."""
+    tree = {"enc": {"kernel": jnp.zeros((4, 3))}, "head": optax.MaskedNode()}
+    table = rules(("head/kernel", 1), ("kernel", 2), ("head", 3), default=4)
+    assert values(table, tree) == [2]
+    assert "no leaf goes by the pattern 'head/kernel'" in table.table(tree)
+
+
+def test_a_mask_of_subtrees_around_a_recipe():
+    tree = {"enc": {"kernel": jnp.ones((4, 3))}, "head": {"kernel": jnp.ones((5, 2))}}
+    spec, kernels = oxs.LowRank(2), {"enc": True, "head": False}
+    lasso = oxs.GroupLasso(-2)
+    for alone, recipe in (
+        (spec, lambda s: oxs.galore(0.1, oxs.rules(("head/kernel", None), default=s))),
+        (lasso, lambda s: oxs.ramda(0.1, oxs.rules(("head/kernel", None), default=s), 0.1)),
+        (spec, lambda s: oxs.trion(0.1, oxs.rules(("head/kernel", None), default=s))),
+    ):
+        tx, plain = optax.masked(recipe(alone), kernels), recipe(alone)
+        got, _ = tx.update(tree, tx.init(tree), tree)
+        expected, _ = plain.update(tree, plain.init(tree), tree)
+        np.testing.assert_array_equal(got["enc"]["kernel"], expected["enc"]["kernel"])
+        np.testing.assert_array_equal(got["head"]["kernel"], tree["head"]["kernel"])

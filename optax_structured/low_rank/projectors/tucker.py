@@ -87,6 +87,12 @@ class Tucker(Projector):
         ranks = rank if isinstance(rank, tuple) else (rank,) * len(sizes)
         return tuple(min(r, n) for r, n in zip(ranks, sizes, strict=True))
 
+    def numbers(self, frame: Frame) -> int:
+        _, compressed = _split(frame.axes, frame.shape)
+        ranks = _ranks(frame)
+        factors = sum(frame.shape[axis] * r for axis, r in zip(compressed, ranks, strict=True))
+        return frame.count * (factors + 2 * math.prod(ranks))
+
     def low_shape(self, frame: Frame) -> tuple[int, ...]:
         return (*frame.batch, *_ranks(frame))
 

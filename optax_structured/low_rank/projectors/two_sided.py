@@ -39,6 +39,10 @@ class TwoSided(Projector):
     Reference: Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024.
     """
 
+    def numbers(self, frame: Frame) -> int:
+        rank: int = frame.rank  # type: ignore[assignment]
+        return frame.count * rank * (frame.size + frame.length + 2 * rank)
+
     def low_shape(self, frame: Frame) -> tuple[int, ...]:
         return (*frame.batch, frame.rank, frame.rank)  # type: ignore[arg-type]
 

@@ -1,0 +1,83 @@
+"""What a leaf gets from a table in the end: the value, or nothing because it does not fit."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from optax_structured.trees.tables import aligned, kinds
+
+
+class Assignment(NamedTuple):
+    """What a table gives to one leaf."""
+
+    path: str  # "/"-joined name of the leaf
+    leaf: Any  # the leaf itself
+    rule: str | None  # the pattern that matched first; None where the default applies
+    value: Any  # the value of that rule
+
+
+class Settled(NamedTuple):
+    """What one leaf takes."""
+
+    path: str  # "/"-joined name of the leaf
+    leaf: Any  # the leaf itself
+    rule: str | None  # the pattern that matched first; None where the default applies
+    spec: Any  # the value as it applies to the shape of the leaf; None: the leaf stays plain
+    reason: str  # why the leaf cannot take the default; "" where it can
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the leaf, whatever it is."""
+        return np.shape(self.leaf)
+
+
+def settled(item: Assignment) -> Settled:
+    """The value of a leaf, checked and fitted to its shape.
+
+    Raises:
+      ValueError: a leaf that cannot take the value of a pattern. One that cannot take the default
+        stays plain.
+    """
+    path, leaf, rule, value = item
+    shape = np.shape(leaf)
+    try:
+        if hasattr(value, "check"):
+            value.check(shape)
+    except ValueError as error:
+        if rule is None:
+            return Settled(path, leaf, rule, None, str(error))
+        raise ValueError(
+            f"rules: pattern {rule!r} gives {value!r} to {path!r} of shape {shape}, which cannot "
+            f"take it: {error}"
+        ) from error
+    return Settled(path, leaf, rule, value.fitted(shape) if hasattr(value, "fitted") else value, "")
+
+
+def table(leaves: Sequence[Settled], patterns: Sequence[str]) -> str:
+    """The text of `Rules.table`."""
+    rows = [("path", "shape", "dtype", "rule", "value")]
+    rows += [(name, *_cells(alike[0])) for name, alike in kinds(leaves, _cells)]
+    lines = [aligned(rows)]
+    if leaves:
+        plain = [leaf for leaf in leaves if leaf.spec is None]
+        total, left = (sum(math.prod(leaf.shape) for leaf in some) for some in (leaves, plain))
+        summary = f"{len(leaves)} leaves of {total:,} entries"
+        lines.append(f"{summary}; {len(plain)} of {left:,} entries stay plain")
+        used = {leaf.rule for leaf in leaves}
+        lines += [
+            f"no leaf goes by the pattern {pattern!r}: earlier ones match first, or it is masked"
+            for pattern in patterns
+            if pattern not in used
+        ]
+    return "\n".join(lines)
+
+
+def _cells(leaf: Settled) -> tuple[str, str, str, str]:
+    dtype = str(getattr(leaf.leaf, "dtype", type(leaf.leaf).__name__))
+    rule = "default" if leaf.rule is None else leaf.rule
+    value = leaf.spec.shown(leaf.shape) if hasattr(leaf.spec, "shown") else repr(leaf.spec)
+    if leaf.reason:
+        value += f" (cannot take the default: {leaf.reason.split('; ')[0]})"
+    return str(leaf.shape), dtype, rule, value
