@@ -22,9 +22,9 @@ def check_block(name: str, size: Any, bits: int) -> None:
 
 
 @contextlib.contextmanager
-def of_leaf(element: str, path: str) -> Iterator[None]:
-    """Errors inside tell which element met them, and at which parameter."""
+def of_leaf(where: str, path: str) -> Iterator[None]:
+    """Errors inside tell where they were met, and at which parameter."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{element}: {path!r}: {error}") from error
+        raise ValueError(f"{where} {path!r}: {error}") from error

@@ -91,7 +91,7 @@ def keep_on_grid(
         def round(path: str, update: jax.Array, weight: jax.Array, grid: Grid | None) -> jax.Array:
             if grid is None:
                 return update
-            with of_leaf("keep_on_grid", path):
+            with of_leaf("keep_on_grid: the weight", path):
                 code = grid.moved(weight, update, key_of(path, step) if stochastic else None)
                 # As wide as the weight, whatever the gradient is: rounded, it would leave the grid.
                 return like(grid.codec.decode(code, weight.shape) - weight, update)

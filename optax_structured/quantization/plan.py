@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from optax_structured.quantization.blocks import layout
 from optax_structured.quantization.checking import of_leaf
 from optax_structured.quantization.codec import DynamicCode, is_encoded, is_mapped
 from optax_structured.quantization.dynamic import Dynamic
@@ -92,32 +90,30 @@ class Plan:
 
     def named(self, owner: int | None) -> contextlib.AbstractContextManager[None]:
         """Errors inside tell the parameter."""
-        return of_leaf("quantized", f"the state of {self.name(owner)}")
+        return of_leaf("quantized: the state of", self.name(owner))
 
     def _check(self, i: int, node: Any) -> None:
         """Raises ValueError for an array that is stored as another codec would store it."""
         codec, leaf = self.codecs[i], self.leaves[i]
-        if codec is None:
-            same, new = not is_encoded(node), leaf.dtype.name
-        else:
-            cut = layout(leaf.shape, codec.block)
-            codes = leaf.shape if codec.bits == 8 else (*cut.lead, cut.blocks, cut.block // 2)
-            scales = (*cut.lead, cut.blocks)
-            same = is_encoded(node) and (node[0].shape, node[1].shape) == (codes, scales)
-            new = f"{codec.bits} bits in blocks of {cut.block}"
-        if not same:
-            old = _described(node, leaf.shape)
+        expected = leaf if codec is None else codec.abstract(leaf.shape)
+        in_codes = is_encoded(node) or codec is not None  # else the inner transformation looks
+        if in_codes and _shapes(node) != _shapes(expected):
+            old, new = (_described(x, leaf.shape) for x in (node, expected))
             raise changed_setting("quantized", self.name(self.owners[i]), old, new)
 
 
-def _described(node: Any, shape: tuple[int, ...]) -> str:
-    """How an array of this shape is stored."""
-    if not is_encoded(node):
-        return np.dtype(node.dtype).name
-    codes, scales = node[:2]
-    if codes.shape != shape:
+def _shapes(stored: Any) -> list[tuple[int, ...]]:
+    return [x.shape for x in jax.tree.leaves(stored)]
+
+
+def _described(stored: Any, shape: tuple[int, ...]) -> str:
+    """How an array is stored that should have this shape."""
+    if not is_encoded(stored):
+        return f"{stored.dtype.name} of shape {stored.shape}"
+    codes, scales = stored[:2]
+    blocks = scales.shape[-1]
+    if codes.shape != shape and codes.shape[:-1] == scales.shape:
         return f"4 bits in blocks of {2 * codes.shape[-1]}"
-    row, blocks = math.prod(shape[scales.ndim - 1 :]), scales.shape[-1]
-    block = -(-row // blocks)  # the last one may be shorter: then the next power of two, if it fits
-    power = 2 ** (block - 1).bit_length()
-    return f"8 bits in blocks of {power if -(-row // power) == blocks else block}"
+    entries = math.prod(codes.shape[scales.ndim - 1 :])
+    size = f"blocks of {entries // blocks}" if entries % blocks == 0 else f"{blocks} blocks"
+    return f"8 bits of shape {codes.shape} in {size}"

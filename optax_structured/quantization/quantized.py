@@ -116,13 +116,12 @@ def quantized(
         updates: Any, state: QuantizedState, params: Any = None, **extra: Any
     ) -> tuple[Any, QuantizedState]:
         todo = plan(updates if params is None else params)
+        stored, states = todo.stored(state.inner)
         if not any(todo.codecs):
             updates, new = inner.update(updates, state.inner, params, **extra)
             return updates, QuantizedState(new)
         structure: Any
-        states: Any
         gradients, structure = jax.tree.flatten(updates)
-        stored, states = todo.stored(state.inner)
         # Moments are computed in float32, and steps are as wide as parameters at least.
         like = gradients if params is None else jax.tree.leaves(params)
         dtypes = [wide_dtype(*pair) for pair in zip(gradients, like, strict=True)]

@@ -90,7 +90,7 @@ def quantize_weights(params: Any, codec: Affine | Rules = Affine()) -> Any:  # n
     def stored(path: str, leaf: Any, grid: Grid | None) -> Any:
         if grid is None:
             return leaf
-        with of_leaf("quantize_weights", path):
+        with of_leaf("quantize_weights: the weight", path):
             return QuantizedWeight(grid.encode(leaf), grid.codec, jnp.shape(leaf))
 
     return map_named(stored, params, structure.unflatten(codecs))
@@ -136,7 +136,7 @@ def apply_updates(weights: Any, updates: Any, key: jax.Array) -> Any:
 
     def add(path: str, update: jax.Array, weight: Any) -> Any:
         if is_quantized(weight):
-            with of_leaf("apply_updates", path):
+            with of_leaf("apply_updates: the weight", path):
                 moved = Grid(weight.codec).moved(weight.value(), update, key_of(path, key))
             return dataclasses.replace(weight, code=moved)
         total = at_least_float32(weight) + update
