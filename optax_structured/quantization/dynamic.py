@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +77,8 @@ class Dynamic(Codec):
         """The codes of an array of this shape, as shapes."""
         cut = layout(shape, self.block)
         codes = shape if self.bits == 8 else (*cut.lead, cut.blocks, cut.block // 2)
-        return DynamicCode(
-            jax.ShapeDtypeStruct(codes, jnp.uint8),
-            jax.ShapeDtypeStruct((*cut.lead, cut.blocks), jnp.float32),
-        )
+        like: Any = jax.ShapeDtypeStruct
+        return DynamicCode(like(codes, jnp.uint8), like((*cut.lead, cut.blocks), jnp.float32))
 
     def encode_blocks(self, blocks: jax.Array, shape: Sequence[int]) -> DynamicCode:
         """The codes of an array of this shape, from its blocks as `in_blocks` gives them."""

@@ -80,4 +80,7 @@ def run(closed: Any, operands: Sequence[Any], shape: Shape, model: jax.Array) ->
 
 def value_of(v: Any, values: Mapping[Any, jax.Array]) -> jax.Array:
     """The value of a variable, or that of a constant written in its place."""
-    return jnp.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else values[v]
+    if not isinstance(v, core.Literal):
+        return values[v]
+    aval: Any = v.aval
+    return jnp.asarray(v.val, aval.dtype)

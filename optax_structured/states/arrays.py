@@ -48,9 +48,10 @@ def _walk(node: StateArray, more: Mapping[str, Roles]) -> Iterator[StateArray]:
         exact = not jnp.ndim(array) or not jnp.issubdtype(array.dtype, jnp.inexact)
         yield node._replace(role=COUNTER) if exact and node.role is None else node
         return
-    holder = type(array).__name__
-    known = roles_beside(type(array)) or OPTAX.get(holder, {})
-    if not known.keys() <= set(getattr(type(array), "__annotations__", ())):
+    kind: Any = type(array)
+    holder = kind.__name__
+    known = roles_beside(kind) or OPTAX.get(holder, {})
+    if not known.keys() <= set(getattr(kind, "__annotations__", ())):
         known = {}  # another class of that name
     known = {**known, **more.get(holder, {})}
     for path, child in children:
