@@ -9,8 +9,10 @@ import pytest
 from golden_files import load, names
 from replays import (
     adafactor,
+    codecs,
     dct,
     dual_averaging,
+    eight_bits,
     fira,
     galore,
     grad_norm_lorp,
@@ -21,13 +23,17 @@ from replays import (
 )
 
 REPLAYS = {
+    "adamw-8bit": eight_bits.eight_bits,
+    "block-wise": codecs.dynamic,
     "dct-adamw": dct.dct_adamw,
     "fira-adamw": fira.adamw,
     "fira-rmsprop": fira.rmsprop,
     "galore-adafactor": adafactor.adafactor,
     "galore-adamw": galore.adamw,
+    "galore-adamw-8bit": eight_bits.eight_bits,
     "galore-rmsprop": galore.rmsprop,
     "galore-tucker": galore.tucker,
+    "group": codecs.affine,
     "grad_norm_lorp": grad_norm_lorp.grad_norm_lorp,
     "ldadamw": ldadam.ldadamw,
     "madgrad": madgrad.madgrad,
@@ -36,6 +42,7 @@ REPLAYS = {
     "prox_gen": prox_recipes.prox_adam,
     "prox_sgd": prox_recipes.prox_sgd,
     "prox_ssi": prox_recipes.prox_ssi,
+    "q_galore": eight_bits.eight_bits,
     "ramda": dual_averaging.ramda,
     "rmda": dual_averaging.rmda,
     "trion": dct.trion,
@@ -45,8 +52,7 @@ REPLAYS = {
 
 def replayed():
     families = {system.partition("-")[0] + "-" for system in REPLAYS}
-    elsewhere = ("galore-adamw8bit-",)  # quantized states
-    return [n for n in names(*families) if not n.startswith(elsewhere)]
+    return names("quant-", *families)
 
 
 @pytest.mark.usefixtures("x64")

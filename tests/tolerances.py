@@ -70,7 +70,6 @@ CAPTURED = 0.99
 SAMPLED = 2e-2
 
 # Published 8-bit runs are float32: an entry between two codes may fall to either side.
-GOLDEN_8BIT = 3e-6
 FLIPPED_CODES = 0.01
 # Along a published 8-bit run, as its file says: this times the learning rate.
 GOLDEN_8BIT_RUN = 3e-4

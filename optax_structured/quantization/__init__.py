@@ -4,7 +4,6 @@ from optax_structured.quantization.affine import Affine
 from optax_structured.quantization.codebooks import codebook
 from optax_structured.quantization.codec import AffineCode, Codec, DynamicCode
 from optax_structured.quantization.dynamic import Dynamic
-from optax_structured.quantization.fields import FIELDS
 from optax_structured.quantization.on_grid import KeepOnGridState, keep_on_grid
 from optax_structured.quantization.quantized import QuantizedState, quantized
 from optax_structured.quantization.rounding import cast_stochastically, round_stochastically
@@ -16,7 +15,6 @@ from optax_structured.quantization.weights import (
 )
 
 __all__ = [
-    "FIELDS",
     "Affine",
     "AffineCode",
     "Codec",

@@ -75,10 +75,13 @@ def _row_spec(x: jax.Array, cut: Layout) -> Spec:
     shards = math.prod(mesh.shape[name] for axes in inner for name in axes)
     if shards > 1 and (any(inner[1:]) or cut.size % (shards * cut.block)):
         local = jax.typeof(x).sharding.shard_shape(x.shape)
+        fits = math.gcd(cut.block, cut.size // shards)
+        whole = cut.size % shards == 0 and fits > 1 and not any(inner[1:])
         raise ValueError(
             f"blocks of {cut.block} consecutive entries would lie across devices: an array of "
             f"shape {x.shape} is cut into pieces of {local}; shard an axis before the last, or "
-            f"choose a block that divides what one device holds of a row"
+            "choose a block that divides what one device holds of a row"
+            + (f", such as {fits}" if whole else "")
         )
     return (*spec[:kept], sum(inner, ()))
 

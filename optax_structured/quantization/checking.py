@@ -1,5 +1,7 @@
-"""Checks of the settings of codecs."""
+"""Checks of the settings of codecs, and errors that tell the leaf."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -17,3 +19,12 @@ def check_block(name: str, size: Any, bits: int) -> None:
         raise ValueError(f"{name} must be at least 2 entries, got {size!r}")
     if bits == 4 and size % 2:
         raise ValueError(f"{name} must be even at 4 bits, two codes a byte, got {size!r}")
+
+
+@contextlib.contextmanager
+def of_leaf(where: str, path: str) -> Iterator[None]:
+    """Errors inside tell where they were met, and at which parameter."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where} {path!r}: {error}") from error

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_structured.quantization.blocks import in_blocks, lookup, out_of_blocks
+from optax_structured.quantization.blocks import in_blocks, layout, lookup, out_of_blocks
 from optax_structured.quantization.checking import check_bits, check_block
 from optax_structured.quantization.codebooks import codebook, nearest
 from optax_structured.quantization.codec import Codec, DynamicCode
@@ -72,6 +73,13 @@ class Dynamic(Codec):
         shape = encoded.codes.shape if shape is None else shape
         return out_of_blocks(self.decode_blocks(encoded, shape), shape)
 
+    def abstract(self, shape: Sequence[int]) -> DynamicCode:
+        """The codes of an array of this shape, as shapes."""
+        cut = layout(shape, self.block)
+        codes = shape if self.bits == 8 else (*cut.lead, cut.blocks, cut.block // 2)
+        like: Any = jax.ShapeDtypeStruct
+        return DynamicCode(like(codes, jnp.uint8), like((*cut.lead, cut.blocks), jnp.float32))
+
     def encode_blocks(self, blocks: jax.Array, shape: Sequence[int]) -> DynamicCode:
         """The codes of an array of this shape, from its blocks as `in_blocks` gives them."""
         blocks = blocks.astype(jnp.float32)
@@ -101,8 +109,8 @@ class Dynamic(Codec):
             code = jnp.where(x > 0, (entry + trailing) >> (shift + 1), 0)
         else:
             # The lower code of two is the one of smaller magnitude above zero, of larger below.
-            rank = (entry + trailing + (x < 0)) >> (shift + 1)
             negative = x < 0
+            rank = (entry + trailing + negative.astype(entry.dtype)) >> (shift + 1)
             if self.published:
                 negative = jnp.signbit(x)  # the kernels look at the bit: -0.0 too
                 rank = jnp.where(negative, jnp.maximum(rank, 1), rank)

@@ -1,9 +1,10 @@
 """Programs in which every entry of an array goes its own way, run on arrays of another shape."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from optax_structured.trees.placement import on_explicit_mesh
@@ -74,4 +75,12 @@ def run(closed: Any, operands: Sequence[Any], shape: Shape, model: jax.Array) ->
     values = dict(zip(program.constvars, closed.consts, strict=True))
     values.update(zip(program.invars, operands, strict=True))
     evaluate(program.eqns, values, shape, model)
-    return [v.val if isinstance(v, core.Literal) else values[v] for v in program.outvars]
+    return [value_of(v, values) for v in program.outvars]
+
+
+def value_of(v: Any, values: Mapping[Any, jax.Array]) -> jax.Array:
+    """The value of a variable, or that of a constant written in its place."""
+    if not isinstance(v, core.Literal):
+        return values[v]
+    aval: Any = v.aval
+    return jnp.asarray(v.val, aval.dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from optax_structured.quantization.entrywise import Shape, evaluate, is_entrywise
+from optax_structured.quantization.entrywise import Shape, evaluate, is_entrywise, value_of
 
 Make = Callable[[bool], Any]  # an input; in blocks or in its own shape
 InBlocks = Callable[[jax.Array], jax.Array]
@@ -18,7 +18,8 @@ class InTurn:
 
     What several outputs need is computed once. So a state that is decoded leaf by leaf is never
     decoded as a whole, whatever the transformation between: it is traced once, as a whole, and
-    each leaf then runs the operations that it depends on and that did not run yet.
+    each leaf then runs the operations that it depends on and that did not run yet. Callbacks,
+    checks and other effects run once each and in their order, whether or not an output needs them.
 
     Args:
       function: of positional arguments; what else it reads, it may close over.
@@ -30,6 +31,7 @@ class InTurn:
         self._program = traced.jaxpr
         self._values: dict[Any, Any] = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
         self._makers: dict[Any, int] = {}
+        self._effects = [i for i, e in enumerate(traced.jaxpr.eqns) if e.effects]  # still to run
         for i, equation in enumerate(traced.jaxpr.eqns):
             self._makers.update(dict.fromkeys(equation.outvars, i))
         self._inputs: dict[Any, Make] = {}
@@ -45,7 +47,14 @@ class InTurn:
         for v in inputs:
             self._values[v] = self._inputs[v](False)
         self._evaluate(equations)
-        return [v.val if isinstance(v, core.Literal) else self._values[v] for v in wanted]
+        return [value_of(v, self._values) for v in wanted]
+
+    def finish(self) -> None:
+        """Runs the effects that no output needed."""
+        equations, inputs = self._slice((), effects=self._effects)
+        for v in inputs:
+            self._values[v] = self._inputs[v](False)
+        self._evaluate(equations)
 
     def is_entrywise(self, outputs: Sequence[int], shape: Shape) -> bool:
         """Whether outputs have this shape, and no entry of them depends on another one."""
@@ -83,22 +92,33 @@ class InTurn:
             yield values[wanted]
 
     def _slice(
-        self, wanted: Sequence[Any], known: Container[Any] = ()
+        self, wanted: Sequence[Any], known: Container[Any] = (), effects: Sequence[int] = ()
     ) -> tuple[list[Any], list[Any]]:
         """The equations that are still to run for some variables, and the inputs to make."""
         due: set[int] = set()
         inputs: dict[Any, None] = {}
         pending = [v for v in wanted if not isinstance(v, core.Literal)]
+
+        def add(i: int) -> None:
+            if i not in due:
+                due.add(i)
+                operands = self._program.eqns[i].invars
+                pending.extend(v for v in operands if not isinstance(v, core.Literal))
+
+        for i in effects:
+            add(i)
         while pending:
             variable = pending.pop()
             if variable in self._values or variable in known:
                 continue
             if variable in self._inputs:
                 inputs[variable] = None
-            elif (maker := self._makers[variable]) not in due:
-                due.add(maker)
-                operands = self._program.eqns[maker].invars
-                pending += (v for v in operands if not isinstance(v, core.Literal))
+            else:
+                maker = self._makers[variable]
+                add(maker)
+                if maker in self._effects:
+                    for earlier in self._effects[: self._effects.index(maker)]:
+                        add(earlier)
         return [self._program.eqns[i] for i in sorted(due)], list(inputs)
 
     def _evaluate(self, equations: list[Any]) -> None:
@@ -111,3 +131,6 @@ class InTurn:
         part = self._program.replace(constvars=[], invars=list(used), outvars=made, eqns=equations)
         run = core.jaxpr_as_fun(core.ClosedJaxpr(part, []))
         self._values.update(zip(made, run(*(self._values[v] for v in used)), strict=True))
+        if self._effects:
+            ran = {id(e) for e in equations}
+            self._effects = [i for i in self._effects if id(self._program.eqns[i]) not in ran]

@@ -1,77 +1,18 @@
 """A step of an optimizer on a stored state, of which one leaf is decoded at a time."""
 
-import dataclasses
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from optax_structured.quantization.blocks import in_blocks, out_of_blocks
-from optax_structured.quantization.codec import DynamicCode, is_encoded, is_mapped
-from optax_structured.quantization.dynamic import Dynamic
+from optax_structured.quantization.codec import is_encoded
 from optax_structured.quantization.in_turn import InTurn
+from optax_structured.quantization.plan import Plan
 from optax_structured.quantization.settled import settled
-from optax_structured.trees.precision import wide_dtype
 from optax_structured.turns import zero_after
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What becomes of each array of the inner state."""
-
-    paths: Sequence[str]  # of the parameters
-    owners: Sequence[int | None]  # the position of the parameter that each array belongs to
-    leaves: Sequence[Any]  # the arrays, abstract and decoded
-    codecs: Sequence[Dynamic | None]
-
-    def stored(self, state: Any) -> tuple[list[Any], Any]:
-        """What there is of each array in a state, and the structure of a decoded one."""
-        structure: Any
-        nodes, structure = jax.tree.flatten(state, lambda x: is_encoded(x) or is_mapped(x))
-        nodes = [DynamicCode(**x) if is_mapped(x) else x for x in nodes]
-        found: list[Any] = []
-        for i, node in enumerate(nodes):
-            if not is_encoded(node) or self.codecs[len(found)] is not None:
-                found.append(node)
-                nodes[i] = 0.0
-            else:  # codes of the inner transformation: three arrays like any others
-                found += node
-        return found, jax.tree.structure(structure.unflatten(nodes))
-
-    def encode(self, places: Sequence[int], arrays: Sequence[Any], in_blocks: bool = False) -> Any:
-        """Arrays of the state, stored."""
-        return [self._encode(i, x, in_blocks) for i, x in zip(places, arrays, strict=True)]
-
-    def _encode(self, i: int, x: Any, in_blocks: bool) -> Any:
-        codec = self.codecs[i]
-        if codec is None:
-            return x
-        try:
-            return codec.encode_blocks(x, self.leaves[i].shape) if in_blocks else codec.encode(x)
-        except ValueError as error:
-            owner = self.owners[i]
-            assert owner is not None  # it has a codec
-            error.add_note(f"quantized: in the state of {self.paths[owner]!r}")
-            raise
-
-    def decode(self, i: int, x: Any, in_blocks: bool = False) -> jax.Array:
-        codec, leaf = self.codecs[i], self.leaves[i]
-        if codec is None:
-            return x
-        decode = codec.decode_blocks if in_blocks else codec.decode
-        return decode(x, leaf.shape).astype(wide_dtype(leaf))
-
-    def block(self, due: Sequence[int], shape: tuple[int, ...]) -> int | None:
-        """The size of the whole blocks in which a parameter and all of its state can be seen."""
-        codecs = [self.codecs[i] for i in due]
-        sizes = {codec.block for codec in codecs if codec is not None}
-        if len(sizes) != 1 or None in codecs or {self.leaves[i].shape for i in due} != {shape}:
-            return None
-        (size,) = sizes
-        return size if math.prod(shape) % size == 0 else None
 
 
 def leaf_by_leaf(
@@ -87,7 +28,10 @@ def leaf_by_leaf(
     read: set[int] = set()
 
     def gradient(k: int, blocked: bool) -> jax.Array:
-        return blocks(gradients[k]) if blocked else gradients[k]
+        if not blocked:
+            return gradients[k]
+        with plan.named(k):
+            return blocks(gradients[k])
 
     def blocks(x: jax.Array) -> jax.Array:
         assert block is not None
@@ -133,4 +77,5 @@ def leaf_by_leaf(
     shared = plan.encode([i - count for i in rest], program.run(rest))
     for i, x in zip(rest, shared, strict=True):
         made[i] = x
+    program.finish()
     return structure.unflatten(made)

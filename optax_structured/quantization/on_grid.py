@@ -9,6 +9,7 @@ import optax
 from optax_structured.checks import check_params
 from optax_structured.clock import Clock, new_clock, tick
 from optax_structured.quantization.affine import Affine
+from optax_structured.quantization.checking import of_leaf
 from optax_structured.quantization.weights import Grid, key_of, weight_codecs
 from optax_structured.trees import Rules, map_named, named_leaves, resolve
 from optax_structured.trees.placement import like
@@ -90,9 +91,10 @@ def keep_on_grid(
         def round(path: str, update: jax.Array, weight: jax.Array, grid: Grid | None) -> jax.Array:
             if grid is None:
                 return update
-            code = grid.moved(weight, update, key_of(path, step) if stochastic else None)
-            moved = grid.codec.decode(code, weight.shape) - weight
-            return like(moved.astype(update.dtype), update)
+            with of_leaf("keep_on_grid: the weight", path):
+                code = grid.moved(weight, update, key_of(path, step) if stochastic else None)
+                # As wide as the weight, whatever the gradient is: rounded, it would leave the grid.
+                return like(grid.codec.decode(code, weight.shape) - weight, update)
 
         return map_named(round, updates, params, grids(updates)), KeepOnGridState(tick(state.clock))
 

@@ -4,15 +4,18 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_structured.quantization.affine import Affine
 from optax_structured.quantization.dynamic import Dynamic
-from optax_structured.quantization.fields import FIELDS, Fields, kinds
-from optax_structured.quantization.leaf_by_leaf import Plan, leaf_by_leaf
+from optax_structured.quantization.leaf_by_leaf import leaf_by_leaf
+from optax_structured.quantization.plan import Plan
+from optax_structured.quantization.selection import Fields, as_roles, selected
 from optax_structured.states import owners
+from optax_structured.states.roles import Role
 from optax_structured.trees import Rules, as_rules, named_leaves, resolve
-from optax_structured.trees.precision import finite
+from optax_structured.trees.precision import finite, wide_dtype
 
 
 class QuantizedState(NamedTuple):
@@ -37,10 +40,12 @@ def quantized(
     so that a step uses the moments before they are rounded. Leaves are decoded, updated and encoded
     one after the other; the whole state is never in memory in float32, whatever `inner` is.
 
-    What is encoded, and with a sign or without, is said by a table of the states of optax and of
-    this library, by class and field: first moments with a sign, second moments without. Counters,
-    bases, error buffers and accumulated gradients stay as they are. An entry of a gradient that is
-    not finite counts as zero.
+    What is encoded follows from what an array is, which the states of this library say beside their
+    fields, and a table says for those of optax and optax.contrib: averages of gradients (first
+    moments) with a sign, averages and sums of their squares without. Sums of gradients, copies of
+    parameters, bases, error buffers and accumulated gradients keep their precision; an optimizer
+    that holds nothing else is refused with the reasons. An entry of a gradient that is not finite
+    counts as zero.
 
     Args:
       inner: any transformation or whole optimizer: `optax.adamw(1e-3)`, `optax.lion(1e-4)`,
@@ -49,16 +54,18 @@ def quantized(
         float32, as some do for embeddings. `Dynamic()` is 8 bits in blocks of 256,
         `Dynamic(4, block=128)` half of that.
       min_size: moments with fewer entries stay in float32; 4096. `math.inf` encodes nothing.
-      fields: adds to the table: `{"NameOfState": {"field": "signed"}}`, with "signed", "unsigned",
-        or "plain" for what stays.
+      fields: what arrays of other states are, by class and field: `{"MyState": {"mean":
+        "first_moment"}}`, or "second_moment" (never negative), "curvature", or "wide" to keep an
+        array as it is.
 
     Returns:
       An optimizer or element like `inner`, extra arguments included. Its state is `QuantizedState`,
-      with the arrays of a codec in place of moments.
+      with the arrays of a codec in place of moments. Updates are float32 or wider.
 
     Raises:
-      TypeError, ValueError: another codec than `Dynamic`, a state with large arrays
-        that the table does not know, or blocks that would lie on several devices of a mesh.
+      TypeError, ValueError: another codec than `Dynamic`, a state of which nothing is known or
+        nothing can be encoded, complex moments, blocks that would lie on several devices of a mesh,
+        or, in `update`, a state made with other settings.
 
     Equals `inner`, bit for bit, with `min_size=math.inf`.
 
@@ -82,20 +89,19 @@ def quantized(
     if not min_size >= 0:
         raise ValueError(f"min_size must be a number of entries, at least 0, got {min_size!r}")
     inner = optax.with_extra_args_support(inner)
-    known = {**FIELDS, **(fields or {})}
+    as_roles(fields or {})  # names of roles are checked before there is a state
+    shared = table.default if table.has_default else None  # for what belongs to no one parameter
 
     def plan(params: Any) -> Plan:
         state = jax.eval_shape(inner.init, params)
         paths = [name for name, _ in named_leaves(params)]
-        codecs = resolve(table, params)
         owned = owners(inner, state, params)
+        codecs = resolve(table, params)
+        wanted = [shared if i is None else codecs[i] for i in owned]
         leaves = jax.tree.leaves(state)
-        roles = kinds(state, known, min_size)
-        chosen = [
-            None if i is None or leaf.size < min_size else _codec(codecs[i], kind)
-            for i, kind, leaf in zip(owned, roles, leaves, strict=True)
-        ]
-        return Plan(paths, owned, leaves, chosen)
+        large = [c is not None and x.size >= min_size for c, x in zip(wanted, leaves, strict=True)]
+        roles = selected(state, fields or {}, large)
+        return Plan(paths, owned, state, [*map(_codec, wanted, roles)])
 
     def init(params: Any) -> QuantizedState:
         todo = plan(params)
@@ -110,18 +116,20 @@ def quantized(
         updates: Any, state: QuantizedState, params: Any = None, **extra: Any
     ) -> tuple[Any, QuantizedState]:
         todo = plan(updates if params is None else params)
+        stored, states = todo.stored(state.inner)
         if not any(todo.codecs):
             updates, new = inner.update(updates, state.inner, params, **extra)
             return updates, QuantizedState(new)
         structure: Any
-        states: Any
         gradients, structure = jax.tree.flatten(updates)
-        stored, states = todo.stored(state.inner)
+        # Moments are computed in float32, and steps are as wide as parameters at least.
+        like = gradients if params is None else jax.tree.leaves(params)
+        dtypes = [wide_dtype(*pair) for pair in zip(gradients, like, strict=True)]
 
         def step(gradients: Any, leaves: Any) -> tuple[Any, Any]:
             tree = states.unflatten(leaves)
-            gradient = structure.unflatten(map(finite, gradients))
-            return inner.update(gradient, tree, params, **extra)
+            wide = map(jnp.asarray, gradients, dtypes)
+            return inner.update(structure.unflatten(map(finite, wide)), tree, params, **extra)
 
         updates, new = leaf_by_leaf(step, gradients, stored, todo)
         return updates, QuantizedState(new)
@@ -129,12 +137,12 @@ def quantized(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _codec(codec: Dynamic | None, kind: str) -> Dynamic | None:
+def _codec(codec: Dynamic | None, role: Role | None) -> Dynamic | None:
     """The codec of one array: with a sign or without."""
-    if codec is None or kind == "plain":
+    if codec is None or role is None:
         return None
-    signed = kind == "signed"
-    return dataclasses.replace(codec, signed=signed, settling=signed and not codec.published)
+    settling = role.signed and not codec.published
+    return dataclasses.replace(codec, signed=role.signed, settling=settling)
 
 
 def _check(codec: Any) -> None:

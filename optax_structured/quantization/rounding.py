@@ -22,7 +22,7 @@ def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
     0.25
     """
     low = jnp.floor(x)
-    return low + (uniform(key, x) < x - low)
+    return low + (uniform(key, x) < x - low).astype(x.dtype)
 
 
 def uniform(key: jax.Array, x: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.quantization.affine import Affine
+from optax_structured.quantization.checking import of_leaf
 from optax_structured.quantization.codec import AffineCode
 from optax_structured.quantization.rounding import cast_stochastically
 from optax_structured.trees import Rules, as_rules, map_named, resolve
@@ -84,12 +85,15 @@ def quantize_weights(params: Any, codec: Affine | Rules = Affine()) -> Any:  # n
     not contain 0 (`Affine(published=True)`): one that is all positive is cut off there.
     """
     codecs = resolve(weight_codecs(codec), params)
-    structure: Any
-    leaves, structure = jax.tree.flatten(params)
-    return structure.unflatten(
-        leaf if one is None else QuantizedWeight(one.encode(leaf), one.codec, jnp.shape(leaf))
-        for leaf, one in zip(leaves, codecs, strict=True)
-    )
+    structure: Any = jax.tree.structure(params)
+
+    def stored(path: str, leaf: Any, grid: Grid | None) -> Any:
+        if grid is None:
+            return leaf
+        with of_leaf("quantize_weights: the weight", path):
+            return QuantizedWeight(grid.encode(leaf), grid.codec, jnp.shape(leaf))
+
+    return map_named(stored, params, structure.unflatten(codecs))
 
 
 def dequantize_weights(weights: Any) -> Any:
@@ -132,7 +136,8 @@ def apply_updates(weights: Any, updates: Any, key: jax.Array) -> Any:
 
     def add(path: str, update: jax.Array, weight: Any) -> Any:
         if is_quantized(weight):
-            moved = Grid(weight.codec).moved(weight.value(), update, key_of(path, key))
+            with of_leaf("apply_updates: the weight", path):
+                moved = Grid(weight.codec).moved(weight.value(), update, key_of(path, key))
             return dataclasses.replace(weight, code=moved)
         total = at_least_float32(weight) + update
         if weight.dtype == jnp.bfloat16:

@@ -3,6 +3,7 @@
 import functools
 import typing
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ class StateArray(NamedTuple):
     field: str
 
 
-def arrays_of(state: Any, roles: Mapping[str, Roles] = OPTAX) -> list[StateArray]:
+def arrays_of(state: Any, more: Mapping[str, Roles] = MappingProxyType({})) -> list[StateArray]:
     """The arrays of a state, in the order of `jax.tree.leaves(state)`.
 
     A state says beside its fields what they are (`mu: FirstMoment`), and a table says it for the
@@ -31,32 +32,34 @@ def arrays_of(state: Any, roles: Mapping[str, Roles] = OPTAX) -> list[StateArray
 
     Args:
       state: of any transformation, concrete or abstract.
-      roles: by the name of a class and of its field.
+      more: roles by the name of a class and of its field, before those of class and table.
 
     >>> import optax
     >>> [array.role.name for array in arrays_of(optax.adam(1e-3).init(jnp.ones(3)))]
     ['counter', 'first_moment', 'second_moment']
     """
-    return list(_walk(StateArray((), state, None, "", ""), roles))
+    return list(_walk(StateArray((), state, None, "", ""), more))
 
 
-def _walk(node: StateArray, roles: Mapping[str, Roles]) -> Iterator[StateArray]:
+def _walk(node: StateArray, more: Mapping[str, Roles]) -> Iterator[StateArray]:
     array = node.array
     children = jax.tree.leaves_with_path(array, is_leaf=lambda child: child is not array)
     if [path for path, _ in children] == [()]:
         exact = not jnp.ndim(array) or not jnp.issubdtype(array.dtype, jnp.inexact)
         yield node._replace(role=COUNTER) if exact and node.role is None else node
         return
-    holder = type(array).__name__
-    known = roles_beside(type(array)) or roles.get(holder, {})
-    if not known.keys() <= set(getattr(type(array), "__annotations__", ())):
+    kind: Any = type(array)
+    holder = kind.__name__
+    known = roles_beside(kind) or OPTAX.get(holder, {})
+    if not known.keys() <= set(getattr(kind, "__annotations__", ())):
         known = {}  # another class of that name
+    known = {**known, **more.get(holder, {})}
     for path, child in children:
         name = path[0].name if isinstance(path[0], GetAttrKey) else ""
         where = node._replace(path=node.path + path, array=child)
         if name and node.role is None:
             where = where._replace(holder=holder, field=name)
-        yield from _walk(where._replace(role=known.get(name, node.role)), roles)
+        yield from _walk(where._replace(role=known.get(name, node.role)), more)
 
 
 @functools.cache

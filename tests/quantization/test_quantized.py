@@ -219,13 +219,13 @@ def sketching():
 
 
 def test_fields_of_other_states_are_added_to_the_table():
-    fields = {"SketchState": {"sketch": "signed"}}
+    fields = {"SketchState": {"sketch": "first_moment"}}
     tx = oxs.quantized(sketching(), fields=fields, min_size=32)
     _, state = run(tx, params(), [gradients(0)])
     assert len(stored(state)) == 2
     decoded = oxs.Dynamic().decode(state.inner.sketch["embed"])
     np.testing.assert_allclose(decoded, gradients(0)["embed"], atol=0.05)
-    plain = oxs.quantized(sketching(), fields={"SketchState": {"sketch": "plain"}}, min_size=0)
+    plain = oxs.quantized(sketching(), fields={"SketchState": {"sketch": "wide"}}, min_size=0)
     assert not stored(plain.init(params()))
 
 
@@ -233,7 +233,8 @@ MISUSE = [
     (
         "unknown-state",
         lambda: oxs.quantized(sketching(), min_size=32).init(params()),
-        r"no rule for the state.*sketch.*kernel.* of shape \(32, 24\); say what it is, fields=",
+        r"nothing is known of SketchState.sketch \(shape \(32, 24\)\); say what it is:\n    "
+        r"oxs.quantized\(inner, fields={\"SketchState\": {\"sketch\": \"first_moment\"}}\)\n",
     ),
     ("not-a-codec", lambda: oxs.quantized(ADAM, 8), r"quantized takes .*Dynamic\(bits=8.*, got 8$"),
     ("affine", lambda: oxs.quantized(ADAM, oxs.Affine()), "equal steps.*use Dynamic"),

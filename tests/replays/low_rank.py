@@ -17,7 +17,14 @@ Specs = dict[str, oxs.LowRank]  # by leaf, of those that are projected
 
 SIDES = {"std": "small", "reverse_std": "large", "left": "rows", "right": "cols", "full": "rows"}
 # What files record of bases: it tells which leaves were projected.
-BASES = ("projector", "projector_left", "factor0", "projection_matrix", "indices_sorted")
+BASES = (
+    "projector",
+    "projector_left",
+    "proj_code",
+    "factor0",
+    "projection_matrix",
+    "indices_sorted",
+)
 
 
 def projected(golden: Golden, wanted: Any = lambda shape: len(shape) == 2) -> list[str]:
