@@ -17,7 +17,8 @@ def check_same_tree(element: str, given: Any, known: Any, whose: str = "init") -
       known: a tree that `element` holds.
       whose: what `known` stands for, as in "the tree of ...".
     """
-    if jax.tree.structure(given) == jax.tree.structure(known):
+    before: Any = jax.tree.structure(known)
+    if before == jax.tree.structure(given):
         shapes = zip(named_leaves(given), named_leaves(known), strict=True)
         found = [
             f"{name!r} has shape {np.shape(new)} and had {np.shape(old)}"
