@@ -7,18 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_params
-from optax_structured.states import another_tree
 from optax_structured.states.roles import Factor, Point
 from optax_structured.trees import (
     Axes,
     Rules,
     map_named,
-    name_of_key,
     resolve,
     state_key,
     state_keys,
 )
 from optax_structured.trees.precision import at_least_float32, finite
+from optax_structured.trees.same import check_same_tree
 
 
 class WeightNormalizedState(NamedTuple):
@@ -186,10 +185,8 @@ def lookahead_weight_norm(
         updates: Any, state: LookaheadState, params: Any = None, **extra: Any
     ) -> tuple[Any, LookaheadState]:
         check_params("lookahead_weight_norm", params)
+        check_same_tree("lookahead_weight_norm", updates, state.v)
         views = _views(where, state.v, every=True)
-        for key in views.keys() ^ set(state_keys(updates)):
-            how = "the gradients lack" if key in views else "the state knows nothing of"
-            raise another_tree("lookahead_weight_norm", f"{how} {name_of_key(key)!r}")
         gains = {key: _norms(w) for key, (_, w) in views.items()}
         along = {
             key: jnp.sum(finite(to_rows(axes, g).astype(w.dtype)) * _over(w, gains[key]), axis=-1)
