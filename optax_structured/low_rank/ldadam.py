@@ -24,6 +24,8 @@ from optax_structured.states.roles import Bases, ErrorBuffer, FirstMoment, Secon
 from optax_structured.transforms.adam import average, divided
 from optax_structured.trees import Rules, as_rules, placement
 from optax_structured.trees.precision import (
+    as_stored,
+    as_update,
     at_least_float32,
     finite,
     scalar_dtype,
@@ -153,7 +155,6 @@ def scale_by_ldadam(
     def update(
         updates: Any, state: LDAdamState, params: Any = None, **_: Any
     ) -> tuple[Any, LDAdamState]:
-        del params
         leaves = plan(table, updates)
         check_leaves("scale_by_ldadam", leaves, begun, _HELD, state)
         if not leaves:
@@ -163,15 +164,18 @@ def scale_by_ldadam(
         square = average(state.mean_square, 1.0, decays.b2)
         # Dictionaries of its own, which the leaves below fill in.
         new = LDAdamState(tick(state.clock), mean, square, *map(dict, state[3:]))
-        out = {}
-        for key, (leaf, p) in leaves.items():
-            gradient = finite(at_least_float32(leaf))
+        structure: Any = jax.tree.structure(updates)
+        weights = [None] * len(leaves) if params is None else structure.flatten_up_to(params)
+        out = []
+        for (key, (leaf, p)), weight in zip(leaves.items(), weights, strict=True):
+            wide = wide_dtype(leaf if weight is None else weight)
+            gradient = finite(jnp.asarray(leaf, wide))
             if p is None:
                 direction = _adam(new, key, gradient, decays)
             else:
                 direction = _moved(state, new, *_left(p), gradient, decays)
-            out[key] = placement.like(direction.astype(leaf.dtype), leaf)
-        return jax.tree.unflatten(jax.tree.structure(updates), list(out.values())), new
+            out.append(placement.like(as_update(direction, leaf, weight), gradient))
+        return structure.unflatten(out), as_stored(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -200,7 +204,7 @@ def _moved(
         return projector.factors(frame, jax.tree.map(places.basis_at_hand, basis))
 
     before = Step(spec, frame, at_hand(old.bases[key]), a, 1.0, old.clock.count)
-    mu, nu = old.mu[key], old.nu[key]
+    mu, nu = at_least_float32(old.mu[key]), at_least_float32(old.nu[key])
     # The weights that the moments hold; before the first step they hold nothing, with any weight.
     first, second = (
         jnp.where(total == 0, 1, total).astype(mu.dtype) for total in (old.mean, old.mean_square)
@@ -233,7 +237,7 @@ def _adam(state: LDAdamState, key: str, gradient: jax.Array, decays: _Decays) ->
     mu = state.mu[key] = average(state.mu[key], gradient, decays.b1)
     nu = state.nu[key] = average(state.nu[key], jnp.square(gradient), decays.b2)
     mean, square = mu / state.mean.astype(mu.dtype), nu / state.mean_square.astype(nu.dtype)
-    return divided(mean, square, decays.eps, gradient)
+    return divided(mean, square, decays.eps)
 
 
 def _left(p: Projected) -> tuple[Any, Frame]:

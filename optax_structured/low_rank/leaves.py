@@ -10,6 +10,7 @@ from optax_structured.low_rank.projectors.base import transpose
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.trees import Rules, named_leaves, resolve, state_keys
 from optax_structured.trees.placement import whole_matrices
+from optax_structured.trees.real import check_real
 from optax_structured.trees.rules import check_some_use
 
 
@@ -51,6 +52,7 @@ def plan(table: Rules, tree: Any) -> dict[str, tuple[Any, Projected | None]]:
         if spec is None:
             rows[key] = leaf, None
             continue
+        check_real("a low-rank projection", {name: leaf})
         rows[key] = leaf, Projected(spec, spec.frame(name, jnp.shape(leaf)), seen / total)
         seen += 1
     return rows

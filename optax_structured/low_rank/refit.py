@@ -113,7 +113,7 @@ def _fit(
     if p.spec.codec is not None:  # decoded and encoded again, kept codes might differ
         new = jax.tree.map(lambda n, s: matrix_where(usable, n, s), p.encoded(new), stored)
     stored = jax.tree.map(placement.like, new, stored)
-    return stored, RefreshState(memory.missing - (new_one & usable), rule), fields
+    return stored, RefreshState(memory.missing - (new_one & usable).astype(jnp.int8), rule), fields
 
 
 def seed_of(name: str, count: jax.Array) -> jax.Array:

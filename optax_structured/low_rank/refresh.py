@@ -220,14 +220,15 @@ class Lazy(Refresh):
             direction = matrix_where(now, leading, state.direction)
             values = jnp.abs(jnp.sum(direction * state.direction, -1))
         again = like(before & now, values)
-        value = jnp.sum(jnp.where(again, values, 0)) / jnp.maximum(jnp.sum(again), 1)
+        value = jnp.sum(values, where=again) / jnp.maximum(jnp.sum(again, dtype=values.dtype), 1)
         compared = jnp.any(again)
-        latest = jnp.append(state.similarities[1:], value.astype(jnp.float32))
+        latest = jnp.append(state.similarities[1:], value.astype(state.similarities.dtype))
         similarities = jnp.where(compared, latest, state.similarities)
         seen = jnp.where(compared, jnp.minimum(state.seen + 1, self.memory), state.seen)
         similar = jnp.mean(similarities) >= self.threshold if self.threshold < 1 else False
         stable = compared & (seen == self.memory) & similar
-        gap = jnp.where(stable, (self.growth * state.gap).astype(jnp.int32), state.gap)
+        grown = (self.growth * state.gap.astype(jnp.float32)).astype(jnp.int32)
+        gap = jnp.where(stable, grown, state.gap)
         return LazyState(gap, similarities, seen, direction)
 
 

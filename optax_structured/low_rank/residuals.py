@@ -14,7 +14,7 @@ from optax_structured.low_rank.placing import Places
 from optax_structured.low_rank.projectors.base import Factors, OneSided, Projector
 from optax_structured.transforms.limiter import limit
 from optax_structured.trees.placement import like, zeros
-from optax_structured.trees.precision import at_least_float32
+from optax_structured.trees.precision import at_least_float32, finite
 
 _TINY = 1e-8  # added to norms that divide, in the unit of the gradient
 
@@ -113,8 +113,8 @@ class ErrorFeedback(Residual):
         return buffer if self.codec is None else self.codec.encode(buffer)
 
     def absorb(self, state: Any, gradient: jax.Array) -> jax.Array:
-        buffer = state if self.codec is None else self.codec.decode(state)
-        return jnp.where(jnp.isfinite(gradient), gradient, 0).astype(buffer.dtype) + buffer
+        buffer = at_least_float32(state if self.codec is None else self.codec.decode(state))
+        return finite(gradient).astype(buffer.dtype) + buffer
 
     def combine(
         self, state: Any, step: Step, low: jax.Array, direction: jax.Array
@@ -123,7 +123,9 @@ class ErrorFeedback(Residual):
         left = step.gradient - step.lift(used * low)
         buffer = step.frame.axes.from_matrix(left, step.frame.shape)
         update = step.lift(step.scale * direction)
-        return update, like(buffer, state) if self.codec is None else self.codec.encode(buffer)
+        if self.codec is not None:
+            return update, self.codec.encode(buffer)
+        return update, like(buffer.astype(state.dtype), state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,7 @@ class NormScaled(Residual):
         passed, norm = limit(norm, state, self.growth, _TINY)
         factor = factor * passed[..., None, None]
         lifted = step.lift(step.scale * direction - inside * factor * low)
-        return _plus_scaled_gradient(lifted, factor, step), norm
+        return _plus_scaled_gradient(lifted, factor, step), norm.astype(state.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +227,7 @@ class Scaling(Residual):
         norm = jnp.sqrt(jnp.sum(factor**2 * _column_squares(step), (-2, -1)))
         passed, norm = limit(norm, state, self.growth, _TINY)
         factor = step.scale * factor * passed[..., None, None]
-        return _plus_scaled_gradient(None, factor, step), norm
+        return _plus_scaled_gradient(None, factor, step), norm.astype(state.dtype)
 
 
 def _factor(low: jax.Array, direction: jax.Array, per: str) -> tuple[jax.Array, jax.Array]:
@@ -248,8 +250,7 @@ def _column_squares(step: Step) -> jax.Array:
 
 def _plus_scaled_gradient(lifted: jax.Array | None, factor: jax.Array, step: Step) -> jax.Array:
     """`lifted` plus the gradient with scaled columns."""
-    finite = jnp.where(jnp.isfinite(step.gradient), step.gradient, 0)
-    scaled = step.frame.turn(factor) * finite
+    scaled = step.frame.turn(factor) * finite(step.gradient).astype(factor.dtype)
     return scaled if lifted is None else lifted + scaled
 
 

@@ -15,8 +15,9 @@ from jax.tree_util import DictKey, keystr
 from optax_structured.low_rank import inner_state
 from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.leaves import Projected
-from optax_structured.states import another_tree, changed_setting
+from optax_structured.states import changed_setting
 from optax_structured.trees import name_of_key
+from optax_structured.trees.same import another_tree
 
 Leaves = Mapping[str, tuple[Any, Projected | None]]
 Arrays = dict[str, tuple[tuple[int, ...], bool]]  # by place: the shape, and whether it is real
@@ -45,12 +46,12 @@ def check_leaves(
         for field, new in alike[likeness].items():
             old = _arrays(parts[field].get(key, ()))
             if not old and new and key not in _by_key(state):
-                raise another_tree(element, f"the state knows nothing of {name_of_key(key)!r}")
+                raise another_tree(element, [f"{name_of_key(key)!r} is new"])
             if old != new:
                 raise changed_setting(element, name_of_key(key), *_difference(field, old, new, p))
     for part in parts.values():
         for key in part.keys() - leaves.keys():
-            raise another_tree(element, f"the gradients lack {name_of_key(key)!r}")
+            raise another_tree(element, [f"{name_of_key(key)!r} is missing"])
 
 
 def update_inner(
@@ -80,11 +81,11 @@ def _check_inner(element: str, leaves: Leaves, fresh: Any, state: Any) -> None:
     for key, (_, p) in leaves.items():
         old, new = found.get(key, {}), made.get(key, {})
         if new and not old:
-            raise another_tree(element, f"the state knows nothing of {name_of_key(key)!r}")
+            raise another_tree(element, [f"{name_of_key(key)!r} is new"])
         if old != new:
             raise changed_setting(element, name_of_key(key), *_difference("inner", old, new, p))
     for key in found.keys() - made.keys():
-        raise another_tree(element, f"the gradients lack {name_of_key(key)!r}")
+        raise another_tree(element, [f"{name_of_key(key)!r} is missing"])
 
 
 def _arrays(tree: Any) -> Arrays:

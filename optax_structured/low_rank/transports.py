@@ -13,6 +13,7 @@ from optax_structured.low_rank.projectors import DCT
 from optax_structured.low_rank.projectors.base import Basis, OneSided, Projector, transpose
 from optax_structured.low_rank.projectors.orthonormal import householder
 from optax_structured.trees.placement import like, product, whole_matrices
+from optax_structured.trees.precision import at_least_float32
 
 # The fields of optax's states, by the power of the gradient that they average. Nothing is guessed:
 # a field that is in neither set cannot be rotated.
@@ -133,7 +134,7 @@ class Rotate(Transport):
 
         def move(field: str, value: jax.Array) -> jax.Array:
             c = turn if _power(field, self) == 1 else turn * turn
-            return like(product(c.astype(value.dtype), value), value)
+            return like(product(c, value).astype(value.dtype), value)
 
         return {field: move(field, value) for field, value in fields.items()}
 
@@ -171,11 +172,14 @@ class VarianceAware(Transport):
                 "VarianceAware moves the mu and nu of Adam; the inner state has "
                 f"{', '.join(sorted(fields))}: use Rotate(), Keep() or Reset()"
             )
-        mu, nu = fields["mu"], fields["nu"]
+        mu, nu = at_least_float32(fields["mu"]), at_least_float32(fields["nu"])
         steps = jnp.maximum(count, 1).astype(mu.dtype)
         first, second = 1 - self.b1**steps, 1 - self.b2**steps
         mu, nu = variance_aware(rotation(), mu, nu, first, second)
-        return {"mu": like(mu, fields["mu"]), "nu": like(nu, fields["nu"])}
+        return {
+            name: like(new.astype(fields[name].dtype), fields[name])
+            for name, new in (("mu", mu), ("nu", nu))
+        }
 
 
 def variance_aware(

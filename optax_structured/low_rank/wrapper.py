@@ -19,7 +19,12 @@ from optax_structured.low_rank.resumed import check_leaves, update_inner
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.states.roles import Bases, ErrorBuffer
 from optax_structured.trees import Rules, placement
-from optax_structured.trees.precision import at_least_float32, finite, wide_dtype
+from optax_structured.trees.precision import (
+    as_update,
+    at_least_float32,
+    finite,
+    wide_dtype,
+)
 
 DEFAULTS = LowRank(
     rank=1, period=200, projector=SubspaceIteration(), refresh=Periodic(), residual=Drop()
@@ -114,7 +119,6 @@ def low_rank_projection(
         refresh: Any = None,
         **extra: Any,
     ) -> tuple[Any, LowRankState]:
-        del params
         leaves = plan(table, updates)
         count = state.count
         a = scale(count) if callable(scale) else scale
@@ -123,12 +127,17 @@ def low_rank_projection(
             return updates, state._replace(count=optax.safe_increment(count))
         masks, refit = _masks(refresh, updates, leaves), Refits(count)
         bases, memory, moments = dict(state.bases), dict(state.refresh), state.inner
+        structure: Any = jax.tree.structure(updates)
+        weights = [None] * len(leaves) if params is None else structure.flatten_up_to(params)
         steps: dict[str, Step] = {}
         low: dict[str, jax.Array] = {}
-        for key, (leaf, p) in leaves.items():
+        for (key, (leaf, p)), weight in zip(leaves.items(), weights, strict=True):
+            wide = wide_dtype(leaf if weight is None else weight)
             if p is None:
-                low[key] = finite(at_least_float32(leaf))
+                low[key] = finite(jnp.asarray(leaf, wide))
                 continue
+            if wide_dtype(leaf) != wide:
+                leaf = leaf.astype(wide)
             spec, frame, places = p.spec, p.frame, Places(p.frame, leaf)
             matrix = frame.axes.to_matrix(spec.residual.absorb(state.residual[key], leaf))
             fields = inner_state.fields(moments, key) if spec.transport.moves_moments else {}
@@ -138,24 +147,22 @@ def low_rank_projection(
             at_hand = jax.tree.map(places.basis_at_hand, p.decoded(bases[key]))
             factors = spec.projector.factors(frame, at_hand)
             steps[key] = step = Step(spec, frame, factors, matrix, a, count)
-            low[key] = places.low_at_home(finite(step.project()).astype(wide_dtype(leaf)))
+            low[key] = places.low_at_home(finite(step.project()).astype(wide))
         directions, moments = update_inner(
             "low_rank_projection", inner, leaves, low, moments, extra
         )
         residual, out = dict(state.residual), {}
-        for key, (leaf, p) in leaves.items():
+        for (key, (leaf, p)), weight in zip(leaves.items(), weights, strict=True):
             if p is None:
-                out[key] = directions[key].astype(leaf.dtype)
+                out[key] = as_update(directions[key], leaf, weight)
                 continue
             places = Places(p.frame, leaf)
             projected, direction = (places.low_at_hand(x[key]) for x in (low, directions))
             moved, residual[key] = p.spec.residual.combine(
                 residual[key], steps[key], projected, direction
             )
-            out[key] = placement.like(
-                p.frame.axes.from_matrix(moved, p.frame.shape).astype(leaf.dtype), leaf
-            )
-        structure: Any = jax.tree.structure(updates)
+            moved = as_update(p.frame.axes.from_matrix(moved, p.frame.shape), leaf, weight)
+            out[key] = placement.like(moved, leaf)
         new = LowRankState(optax.safe_increment(count), bases, memory, residual, moments)
         return structure.unflatten([out[key] for key in leaves]), new
 

@@ -18,6 +18,7 @@ from optax_structured.clock import (
 from optax_structured.proximal.subproblem import Subproblem, itself
 from optax_structured.states.roles import FirstMoment, GradientSum, Point
 from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
+from optax_structured.trees.real import check_real
 from optax_structured.trees.same import check_same_tree
 
 
@@ -69,6 +70,7 @@ def dual_averaging(learning_rate: ScalarOrSchedule) -> optax.GradientTransformat
     check_nonnegative("learning_rate", learning_rate)
 
     def init(params: Any) -> DualAveragingState:
+        check_real("dual_averaging", params)
         return DualAveragingState(
             clock=new_clock(),
             steps=jnp.zeros((), jnp.int32),
@@ -177,6 +179,7 @@ def moving_average(
         check_nonnegative("weight", weight)
 
     def init(params: Any) -> MovingAverageState:
+        check_real("moving_average", params)
         return MovingAverageState(
             clock=new_clock(),
             total=jnp.zeros((), scalar_dtype(params)),

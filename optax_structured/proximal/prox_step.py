@@ -19,6 +19,7 @@ from optax_structured.trees.precision import (
     scalar_dtype,
     wide_dtype,
 )
+from optax_structured.trees.real import check_real
 from optax_structured.trees.rules import check_some_use
 from optax_structured.trees.same import check_same_tree
 
@@ -120,6 +121,7 @@ def prox_step(
         return jnp.asarray(0.0 if strength is None else now(strength, clock), dtype)
 
     def init(params: Any) -> ProxStepState:
+        check_real("prox_step", params)
         specs(params)  # a rule that matches nothing fails here, not at the first step
         clock = new_clock()
         return ProxStepState(clock, strength_now(clock, scalar_dtype(params)))

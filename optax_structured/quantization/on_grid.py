@@ -14,6 +14,7 @@ from optax_structured.quantization.weights import Grid, key_of, weight_codecs
 from optax_structured.trees import Rules, map_named, named_leaves, resolve
 from optax_structured.trees.placement import like
 from optax_structured.trees.precision import wide_dtype
+from optax_structured.trees.real import check_real
 
 
 class KeepOnGridState(NamedTuple):
@@ -75,6 +76,7 @@ def keep_on_grid(
         return jax.tree.unflatten(jax.tree.structure(tree), resolve(table, tree))
 
     def init(params: Any) -> KeepOnGridState:
+        check_real("keep_on_grid", params)
         for (path, leaf), grid in zip(named_leaves(params), resolve(table, params), strict=True):
             if grid is not None:
                 _check(path, leaf, grid)

@@ -3,6 +3,6 @@
 from optax_structured.states.arrays import StateArray, arrays_of
 from optax_structured.states.ownership import owners
 from optax_structured.states.reinit import reinit
-from optax_structured.states.resume import another_tree, changed_setting
+from optax_structured.states.resume import changed_setting
 
-__all__ = ["another_tree", "StateArray", "arrays_of", "changed_setting", "owners", "reinit"]
+__all__ = ["StateArray", "arrays_of", "changed_setting", "owners", "reinit"]

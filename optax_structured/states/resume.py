@@ -1,4 +1,4 @@
-"""A state that was made with other settings, or for another tree, than it is given to."""
+"""A state that was made with other settings than those of the optimizer that it is given to."""
 
 import re
 
@@ -22,21 +22,4 @@ state = oxs.reinit(optimizer, state, params, '^dense/kernel$')
         f"{element}: the state of {leaf!r} was made for {old}, and the optimizer has {new}; go on "
         f"with {old}, or start the state of that leaf again: "
         f"state = oxs.reinit(optimizer, state, params, {pattern!r})"
-    )
-
-
-def another_tree(element: str, how: str) -> ValueError:
-    """The error of every element whose gradients are not the tree that `init` got.
-
-    Args:
-      element: that found it.
-      how: they differ.
-
-    >>> print(another_tree("ldadam", "the gradients lack 'bias'"))
-    ldadam: the gradients lack 'bias'; update takes the tree that init got: call optimizer.init \
-again for other parameters, or mask the leaves that have no gradient
-    """
-    return ValueError(
-        f"{element}: {how}; update takes the tree that init got: call optimizer.init again for "
-        "other parameters, or mask the leaves that have no gradient"
     )

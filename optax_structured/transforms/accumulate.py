@@ -9,7 +9,7 @@ import optax
 
 from optax_structured.branch import branch
 from optax_structured.states.roles import Pending
-from optax_structured.trees.precision import at_least_float32
+from optax_structured.trees.precision import as_stored, as_updates, at_least_float32
 
 
 class AccumulateState(NamedTuple):
@@ -37,11 +37,13 @@ def accumulate(
 
     Args:
       inner: any optimizer, element or chain.
-      every: k, gradients a step, a Python int.
+      every: k, gradients a step, a Python int. A run may go on with another: gradients that wait
+        by then are all part of the next mean.
 
     Returns:
       An optimizer that passes `params` and extra arguments of the last of the gradients on, and
-      returns updates of zero in between. Its state is `AccumulateState`.
+      returns updates of zero in between, in the precision of gradients or weights, whichever is
+      wider. Its state is `AccumulateState`.
 
     Raises:
       ValueError: `every` is not a whole number of at least 1.
@@ -68,7 +70,8 @@ def accumulate(
             steps=jnp.zeros((), jnp.int32),
             waiting=jnp.zeros((), jnp.int32),
             total=jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params),
-            inner=inner.init(params),
+            # Of types that can be kept: weak ones, which Python numbers leave, cannot.
+            inner=jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), inner.init(params)),
         )
 
     def update(
@@ -77,23 +80,26 @@ def accumulate(
         # Arrays must be operands of the branch; functions and mere shapes cannot be.
         traced, static = _arrays({"params": params, **extra})
 
-        def step(updates: Any, total: Any, state: Any, traced: Any) -> Any:
-            mean = jax.tree.map(lambda s, g: (s / every).astype(g.dtype), total, updates)
+        def step(count: jax.Array, total: Any, state: Any, traced: Any) -> Any:
+            mean = jax.tree.map(lambda s: s / count.astype(s.dtype), total)
             rest = {**traced, **static}
-            stepped, state = inner.update(mean, state, rest.pop("params"), **rest)
-            stepped = jax.tree.map(lambda u, g: u.astype(g.dtype), stepped, updates)
-            return stepped, jax.tree.map(jnp.zeros_like, total), state
+            stepped, new = inner.update(cast(mean), state, rest.pop("params"), **rest)
+            return cast(stepped), jax.tree.map(jnp.zeros_like, total), as_stored(new, state)
 
-        def wait(updates: Any, total: Any, state: Any, traced: Any) -> Any:
-            del traced
-            return jax.tree.map(jnp.zeros_like, updates), total, state
+        def wait(count: jax.Array, total: Any, state: Any, traced: Any) -> Any:
+            del count, traced
+            return cast(jax.tree.map(jnp.zeros_like, total)), total, state
 
-        total = jax.tree.map(lambda s, g: s + g.astype(s.dtype), state.total, updates)
-        due = state.waiting + 1 == every
-        updates, total, inner_state = branch(due, step, wait, updates, total, state.inner, traced)
-        return updates, AccumulateState(
+        def cast(tree: Any) -> Any:
+            return as_updates(tree, updates, params)
+
+        total = jax.tree.map(lambda s, g: s + jnp.asarray(g, s.dtype), state.total, updates)
+        count = state.waiting + 1
+        due = count >= every  # more are waiting where a run goes on with a smaller number
+        out, total, inner_state = branch(due, step, wait, count, total, state.inner, traced)
+        return out, AccumulateState(
             steps=jnp.where(due, optax.safe_increment(state.steps), state.steps),
-            waiting=jnp.where(due, 0, state.waiting + 1),
+            waiting=jnp.where(due, 0, count),
             total=total,
             inner=inner_state,
         )

@@ -10,7 +10,14 @@ import optax
 from optax_structured.checks import check_fraction, check_nonnegative
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import FirstMoment, SecondMoment
-from optax_structured.trees.precision import at_least_float32, scalar_dtype
+from optax_structured.trees.precision import (
+    as_stored,
+    as_updates,
+    at_least_float32,
+    scalar_dtype,
+    wide_dtype,
+)
+from optax_structured.trees.real import check_real
 
 
 def uncorrected_adam(
@@ -50,13 +57,15 @@ def uncorrected_adam(
     def update(
         updates: Any, state: optax.ScaleByAdamState, params: Any = None, **_: Any
     ) -> tuple[Any, optax.ScaleByAdamState]:
-        del params
         first, second, floor = (now(x, state) for x in (b1, b2, eps))
         mu, nu = _moments(updates, state, first, second)
-        directions = jax.tree.map(lambda m, v, g: divided(m, v, floor, g), mu, nu, updates)
-        return directions, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
+        directions = jax.tree.map(lambda m, v: divided(m, v, floor), mu, nu)
+        moments = as_stored((mu, nu), (state.mu, state.nu))
+        new = optax.ScaleByAdamState(optax.safe_increment(state.count), *moments)
+        return as_updates(directions, updates, params), new
 
     def init(params: Any) -> optax.ScaleByAdamState:
+        check_real("uncorrected_adam", params)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), *_zeros(params))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -106,6 +115,7 @@ def debiased_adam(
     _check_adam(b1, b2, eps)
 
     def init(params: Any) -> DebiasedAdamState:
+        check_real("debiased_adam", params)
         dtype = scalar_dtype(params)
         totals = jnp.zeros((), dtype), jnp.zeros((), dtype)
         return DebiasedAdamState(new_clock(), *totals, *_zeros(params))
@@ -113,17 +123,17 @@ def debiased_adam(
     def update(
         updates: Any, state: DebiasedAdamState, params: Any = None, **_: Any
     ) -> tuple[Any, DebiasedAdamState]:
-        del params
         first, second, floor = (now(x, state.clock) for x in (b1, b2, eps))
         mean = average(state.mean, 1.0, first)
         square = average(state.mean_square, 1.0, second)
         mu, nu = _moments(updates, state, first, second)
 
-        def direction(m: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
-            return divided(m / mean.astype(m.dtype), v / square.astype(v.dtype), floor, g)
+        def direction(m: jax.Array, v: jax.Array) -> jax.Array:
+            return divided(m / mean.astype(m.dtype), v / square.astype(v.dtype), floor)
 
-        directions = jax.tree.map(direction, mu, nu, updates)
-        return directions, DebiasedAdamState(tick(state.clock), mean, square, mu, nu)
+        directions = as_updates(jax.tree.map(direction, mu, nu), updates, params)
+        new = as_stored((mean, square, mu, nu), state[1:])
+        return directions, DebiasedAdamState(tick(state.clock), *new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -174,35 +184,41 @@ def bias_correction(
     def update(
         updates: Any, state: BiasCorrectionState, params: Any = None, **_: Any
     ) -> tuple[Any, BiasCorrectionState]:
-        del params
         mean = average(state.mean, 1.0, now(b1, state.clock))
         square = average(state.mean_square, 1.0, now(b2, state.clock))
         factor = jnp.sqrt(square) / mean
-        corrected = jax.tree.map(lambda u: (u * factor.astype(u.dtype)).astype(u.dtype), updates)
-        return corrected, BiasCorrectionState(tick(state.clock), mean, square)
+
+        def correct(u: Any) -> jax.Array:
+            wide = at_least_float32(u)
+            return wide * factor.astype(wide.dtype)
+
+        corrected = as_updates(jax.tree.map(correct, updates), updates, params)
+        new = as_stored((mean, square), state[1:])
+        return corrected, BiasCorrectionState(tick(state.clock), *new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def average(before: jax.Array, new: Any, decay: Any) -> jax.Array:
-    """One step of a moving average, with weights that add up to one in the precision of `before`.
+    """One step of a moving average, in float32 at least, with weights that add up to one in it.
 
     The moments and their correction share it: in float32, 1 - 0.999 is off by 5e-5, and only equal
     errors cancel.
     """
+    before = at_least_float32(before)
     # The weights of a number are numbers: only those of a schedule are part of the program.
     keep = (jnp if isinstance(decay, jax.Array) else np).asarray(decay, before.dtype)
     return keep * before + (1 - keep) * new
 
 
-def divided(mean: jax.Array, square: jax.Array, eps: Any, gradient: jax.Array) -> jax.Array:
-    """Adam's direction, in the dtype of the gradient."""
+def divided(mean: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
+    """Adam's direction."""
     floor = (jnp if isinstance(eps, jax.Array) else np).asarray(eps, square.dtype)
     root = jnp.sqrt(square) + floor
     if isinstance(floor, jax.Array) or floor == 0:
         # An entry without any gradient so far is 0/0 when eps is 0: it stays where it is.
         root = jax.lax.select(root == 0, jnp.ones_like(root), root)
-    return (mean / root).astype(gradient.dtype)
+    return mean / root
 
 
 def _check_adam(b1: Any, b2: Any, eps: Any) -> None:
@@ -219,6 +235,6 @@ def _zeros(params: Any) -> tuple[Any, Any]:
 
 def _moments(updates: Any, state: Any, b1: Any, b2: Any) -> tuple[Any, Any]:
     """`mu` and `nu` of a state one step later."""
-    wide = jax.tree.map(lambda m, g: g.astype(m.dtype), state.mu, updates)
+    wide = jax.tree.map(lambda m, g: jnp.asarray(g, wide_dtype(m)), state.mu, updates)
     mu = jax.tree.map(lambda m, g: average(m, g, b1), state.mu, wide)
     return mu, jax.tree.map(lambda v, g: average(v, jnp.square(g), b2), state.nu, wide)

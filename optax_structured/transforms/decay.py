@@ -8,7 +8,7 @@ import optax
 
 from optax_structured.checks import check_nonnegative, check_params
 from optax_structured.clock import Clock, ScalarOrSchedule, is_zero, new_clock, now, tick
-from optax_structured.trees.precision import at_least_float32
+from optax_structured.trees.precision import as_update, at_least_float32
 
 
 class DecayState(NamedTuple):
@@ -62,10 +62,10 @@ def decay_updated_weights(
         check_params("decay_updated_weights", params)
         share = now(learning_rate, state.clock) * now(weight_decay, state.clock)
 
-        def decay(u: jax.Array, p: jax.Array) -> jax.Array:
-            wide = at_least_float32(u)
-            shrunk = wide - jnp.asarray(share, wide.dtype) * (p.astype(wide.dtype) + wide)
-            return shrunk.astype(u.dtype)
+        def decay(u: Any, p: Any) -> jax.Array:
+            weight = at_least_float32(p)
+            wide = jnp.asarray(u, weight.dtype)
+            return as_update(wide - jnp.asarray(share, wide.dtype) * (weight + wide), u, p)
 
         return jax.tree.map(decay, updates, params), new
 

@@ -9,7 +9,8 @@ import optax
 from optax_structured.checks import check_positive
 from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import Factor
-from optax_structured.trees.precision import at_least_float32, scalar_dtype
+from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype, wide_dtype
+from optax_structured.trees.real import check_real
 
 
 class NormGrowthLimiterState(NamedTuple):
@@ -72,24 +73,25 @@ def norm_growth_limiter(
         raise ValueError(f"per must be 'leaf' or 'global', got {per!r}")
 
     def init(params: Any) -> NormGrowthLimiterState:
+        check_real("norm_growth_limiter", params)
         shape = () if per == "global" else (len(jax.tree.leaves(params)),)
         return NormGrowthLimiterState(new_clock(), jnp.zeros(shape, scalar_dtype(params)))
 
     def update(
         updates: Any, state: NormGrowthLimiterState, params: Any = None, **_: Any
     ) -> tuple[Any, NormGrowthLimiterState]:
-        del params
         leaves = jax.tree.leaves(updates)
         if not leaves:
             return updates, state
-        dtype = state.norm.dtype
+        dtype = wide_dtype(state.norm)
         squares = jnp.stack([_square(u).astype(dtype) for u in leaves])
         norm = jnp.sqrt(squares if per == "leaf" else jnp.sum(squares))
         factor, norm = limit(norm, state.norm, now(growth, state.clock), now(eps, state.clock))
         factors = jnp.broadcast_to(factor, (len(leaves),))
         limited = [_times(u, f) for u, f in zip(leaves, factors, strict=True)]
-        updates = jax.tree.unflatten(jax.tree.structure(updates), limited)
-        return updates, NormGrowthLimiterState(tick(state.clock), norm)
+        limited = jax.tree.unflatten(jax.tree.structure(updates), limited)
+        new = NormGrowthLimiterState(tick(state.clock), norm.astype(state.norm.dtype))
+        return as_updates(limited, updates, params), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -113,6 +115,7 @@ def limit(
     >>> print(factor, remembered)
     [0.5 1. ] [4. 2.]
     """
+    previous = at_least_float32(previous)
     growth, eps = (jnp.asarray(x, previous.dtype) for x in (growth, eps))
     most = growth * (previous + eps)
     grown = (previous > 0) & (norm > most)
@@ -121,10 +124,10 @@ def limit(
     return factor, jnp.where(countable, norm * factor, previous)
 
 
-def _square(u: jax.Array) -> jax.Array:
+def _square(u: Any) -> jax.Array:
     return jnp.sum(jnp.square(at_least_float32(u)))
 
 
-def _times(u: jax.Array, factor: jax.Array) -> jax.Array:
+def _times(u: Any, factor: jax.Array) -> jax.Array:
     wide = at_least_float32(u)
-    return (wide * factor.astype(wide.dtype)).astype(u.dtype)
+    return wide * factor.astype(wide.dtype)

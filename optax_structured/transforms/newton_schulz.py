@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.trees.placement import product
-from optax_structured.trees.precision import at_least_float32
+from optax_structured.trees.precision import as_updates, at_least_float32
+from optax_structured.trees.real import check_real
 
 Coefficients = tuple[float, float, float]
 QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
@@ -52,6 +53,7 @@ def orthogonalize(
         raise ValueError(f"steps must be a whole number of at least 0, got {steps!r}")
 
     def init(params: Any) -> optax.EmptyState:
+        check_real("orthogonalize", params)
         for leaf in jax.tree.leaves(params):
             if jnp.ndim(leaf) < 2:
                 raise ValueError(
@@ -62,13 +64,11 @@ def orthogonalize(
         return optax.EmptyState()
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
-        del params
-
         def one(u: jax.Array) -> jax.Array:
             x = at_least_float32(u) if dtype is None else u.astype(dtype)
-            return newton_schulz(x, steps, coefficients, eps).astype(u.dtype)
+            return newton_schulz(x, steps, coefficients, eps)
 
-        return jax.tree.map(one, updates), state
+        return as_updates(jax.tree.map(one, updates), updates, params), state
 
     return optax.GradientTransformation(init, update)
 

@@ -7,18 +7,24 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.checks import check_params
-from optax_structured.states import another_tree
 from optax_structured.states.roles import Factor, Point
 from optax_structured.trees import (
     Axes,
     Rules,
     map_named,
-    name_of_key,
     resolve,
     state_key,
     state_keys,
 )
-from optax_structured.trees.precision import at_least_float32, finite
+from optax_structured.trees.precision import (
+    as_stored,
+    as_update,
+    at_least_float32,
+    finite,
+    wide_dtype,
+)
+from optax_structured.trees.real import check_real
+from optax_structured.trees.same import check_same_tree
 
 
 class WeightNormalizedState(NamedTuple):
@@ -84,6 +90,7 @@ def weight_normalized(
     direction, magnitude = map(optax.with_extra_args_support, (direction, magnitude))
 
     def init(params: Any) -> WeightNormalizedState:
+        check_real("weight_normalized", params)
         gains = {key: _norms(w) for key, (_, w) in _views(where, params).items()}
         lengths: Any = {}
         if classical:  # a leaf if there is nothing to normalise, as in `_begun`
@@ -97,36 +104,37 @@ def weight_normalized(
         views = _views(where, params)
         gains = {key: _norms(w) for key, (_, w) in views.items()}
         units = {key: _over(w, gains[key]) for key, (_, w) in views.items()}
-        lengths = state.lengths if classical else gains
+        lengths = jax.tree.map(at_least_float32, state.lengths) if classical else gains
         along, grown = {}, {}
 
         def tangent(name: str, gradient: jax.Array) -> jax.Array:
             if (key := state_key(name)) not in views:
                 return gradient
             axes, w = views[key]
-            rows = finite(to_rows(axes, gradient).astype(w.dtype))
+            rows = finite(jnp.asarray(to_rows(axes, gradient), w.dtype))
             along[key] = jnp.sum(rows * units[key], axis=-1)
             across = rows - along[key][..., None] * units[key]
             across = _over(gains[key][..., None] * across, lengths[key])
             rows = jnp.where(gains[key][..., None] > 0, across, rows)
-            return from_rows(axes, rows.astype(gradient.dtype), gradient.shape)
+            return from_rows(axes, rows, gradient.shape)
 
-        def join(name: str, move: jax.Array) -> jax.Array:
+        def join(name: str, move: jax.Array, gradient: Any, param: Any) -> jax.Array:
             if (key := state_key(name)) not in views:
                 return move
             axes, w = views[key]
-            delta = to_rows(axes, move).astype(w.dtype)
+            delta = jnp.asarray(to_rows(axes, move), w.dtype)
             v = lengths[key][..., None] * units[key] + delta
             grown[key] = _norms(v)
             change = (gains[key] + changes[key])[..., None] * _over(v, grown[key]) - w
             change = jnp.where(gains[key][..., None] > 0, change, delta)
-            return from_rows(axes, change.astype(move.dtype), move.shape)
+            return as_update(from_rows(axes, change, move.shape), gradient, param)
 
         tangents = map_named(tangent, updates)
         moves, directions = direction.update(tangents, state.direction, params, **extra)
         changes, magnitudes = _moved(magnitude, along, state.magnitude, gains, extra)
-        updates = map_named(join, moves)
+        updates = map_named(join, moves, updates, params)
         kept = grown if classical and gains else state.lengths
+        kept = as_stored(kept, state.lengths)
         return updates, WeightNormalizedState(directions, magnitudes, kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -178,6 +186,7 @@ def lookahead_weight_norm(
     direction, magnitude = map(optax.with_extra_args_support, (direction, magnitude))
 
     def init(params: Any) -> LookaheadState:
+        check_real("lookahead_weight_norm", params)
         v = jax.tree.map(lambda p: jnp.array(at_least_float32(p), copy=True), params)
         gains = {key: _norms(w) for key, (_, w) in _views(where, v, every=True).items()}
         return LookaheadState(direction.init(params), _begun(magnitude, gains), v)
@@ -186,26 +195,28 @@ def lookahead_weight_norm(
         updates: Any, state: LookaheadState, params: Any = None, **extra: Any
     ) -> tuple[Any, LookaheadState]:
         check_params("lookahead_weight_norm", params)
+        check_same_tree("lookahead_weight_norm", updates, state.v)
         views = _views(where, state.v, every=True)
-        for key in views.keys() ^ set(state_keys(updates)):
-            how = "the gradients lack" if key in views else "the state knows nothing of"
-            raise another_tree("lookahead_weight_norm", f"{how} {name_of_key(key)!r}")
         gains = {key: _norms(w) for key, (_, w) in views.items()}
+        gradients = jax.tree.map(lambda g, v: jnp.asarray(g, wide_dtype(v)), updates, state.v)
         along = {
-            key: jnp.sum(finite(to_rows(axes, g).astype(w.dtype)) * _over(w, gains[key]), axis=-1)
-            for g, (key, (axes, w)) in zip(jax.tree.leaves(updates), views.items(), strict=True)
+            key: jnp.sum(finite(to_rows(axes, g)) * _over(w, gains[key]), axis=-1)
+            for g, (key, (axes, w)) in zip(jax.tree.leaves(gradients), views.items(), strict=True)
         }
         moves, directions = direction.update(updates, state.direction, state.v, **extra)
         changes, magnitudes = _moved(magnitude, along, state.magnitude, gains, extra)
-        v = jax.tree.map(lambda v, m: v + m.astype(v.dtype), state.v, moves)
+        v = jax.tree.map(at_least_float32, state.v)
+        v = jax.tree.map(lambda v, m: v + jnp.asarray(m, v.dtype), v, moves)
 
-        def step(name: str, v: jax.Array, p: jax.Array) -> jax.Array:
+        def step(name: str, v: jax.Array, p: Any) -> jax.Array:
             key = state_key(name)
             axes, rows = views[key][0], to_rows(views[key][0], v)
             weight = (gains[key] + changes[key])[..., None] * _over(rows, _norms(rows))
-            return (from_rows(axes, weight, v.shape) - p.astype(v.dtype)).astype(p.dtype)
+            move = from_rows(axes, weight, v.shape) - jnp.asarray(p, v.dtype)
+            return move.astype(jnp.result_type(p))
 
-        return map_named(step, v, params), LookaheadState(directions, magnitudes, v)
+        updates = map_named(step, v, params)
+        return updates, LookaheadState(directions, magnitudes, as_stored(v, state.v))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

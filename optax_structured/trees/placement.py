@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optax_structured.trees.precision import common_dtype
+
 Spec = tuple[tuple[str, ...], ...]  # the mesh axes of each axis of an array
 
 
@@ -33,7 +35,8 @@ def product(
     On an explicit mesh the smaller operand moves where the two disagree, and the result keeps the
     rows of the first and the columns of the second where they were.
     """
-    dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    common = common_dtype(a, b)
+    dtype = common_dtype(common, jnp.float32)
     a_rows, a_inner = (-1, -2) if transpose_a else (-2, -1)
     b_inner, b_cols = (-1, -2) if transpose_b else (-2, -1)
     out = None
@@ -53,8 +56,8 @@ def product(
     batch_axes = tuple(range(a.ndim - 2))
     contracted = ((a.ndim + a_inner,), (b.ndim + b_inner,))
     return jax.lax.dot_general(
-        a.astype(jnp.promote_types(a.dtype, b.dtype)),
-        b.astype(jnp.promote_types(a.dtype, b.dtype)),
+        a.astype(common),
+        b.astype(common),
         (contracted, (batch_axes, batch_axes)),
         precision=precision,
         preferred_element_type=dtype,

@@ -23,6 +23,28 @@ def at_least_float32(x: ArrayLike) -> jax.Array:
     return jnp.asarray(x, wide_dtype(x))
 
 
+def as_update(x: jax.Array, gradient: ArrayLike, param: Any = None) -> jax.Array:
+    """`x` in the precision of an update: no narrower than the gradient, nor than the weight.
+
+    Float32 at least where the weight is not known: it may be, whatever the gradient is, and a small
+    step is lost in half precision.
+    """
+    known = jnp.float32 if param is None else jnp.result_type(param)
+    dtype = common_dtype(jnp.result_type(gradient), known)
+    return x.astype(dtype if jnp.issubdtype(dtype, jnp.inexact) else wide_dtype(dtype))
+
+
+def as_updates(tree: Any, gradients: Any, params: Any = None) -> Any:
+    """`as_update` of each leaf."""
+    rest = () if params is None else (params,)
+    return jax.tree.map(as_update, tree, gradients, *rest)
+
+
+def as_stored(new: Any, old: Any) -> Any:
+    """Arrays of a state in the dtypes that they had, which a user may have cast."""
+    return jax.tree.map(lambda n, o: n if n.dtype == o.dtype else n.astype(o.dtype), new, old)
+
+
 def finite(x: jax.Array) -> jax.Array:
     """`x` with zero for NaN and infinities."""
     # `jnp.where` is a function of its own, which would be compiled into each of its callers.

@@ -1,5 +1,6 @@
 """Whether two trees have the same leaves, and a sentence for where they differ."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,8 +33,18 @@ def check_same_tree(element: str, given: Any, known: Any, whose: str = "init") -
         found = [f"{name!r} is missing" for name in sorted(old - new)]
         found += [f"{name!r} is new" for name in sorted(new - old)]
         found = found or ["the containers differ"]
+    raise another_tree(element, found, whose)
+
+
+def another_tree(element: str, found: Sequence[str], whose: str = "init") -> ValueError:
+    """The error that says how a tree differs from the one of `whose`.
+
+    >>> print(another_tree("ldadam", ["'bias' is missing"]))
+    ldadam was given another tree than that of init: 'bias' is missing. Call init with the \
+parameters that are updated; leave leaves out with optax.masked or optax.partition
+    """
     shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
-    raise ValueError(
+    return ValueError(
         f"{element} was given another tree than that of {whose}: {shown}. Call init with the "
         "parameters that are updated; leave leaves out with optax.masked or optax.partition"
     )

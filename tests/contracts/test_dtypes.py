@@ -6,6 +6,9 @@ import pytest
 from recipes_table import assert_close, every_case, gradients, jitted, params, run, types
 from tolerances import reordered
 
+HALVES = ("float16", "bfloat16")
+PAIRS = [(w, g) for w in (*HALVES, "float32") for g in (*HALVES, "float32")]
+every_pair = pytest.mark.parametrize(("weights", "narrow"), PAIRS, ids=lambda x: x)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 DTYPES_OF_THEIR_OWN = {
     "ramda_keep_point": "the prox point is recorded in the dtype of the parameters",
@@ -75,3 +78,30 @@ def test_leaves_may_differ_in_dtype(case):
     new, new_state = jitted(tx)(grads, state, start)
     assert types(new) == types(start)
     assert types(new_state) == types(state)
+
+
+def small_steps(case):
+    """A learning rate at which steps are lost in half precision."""
+    return case.build(**{n: 1e-6 for n in case.scalars if n.endswith("learning_rate")})
+
+
+@every_pair
+@every_case
+def test_updates_are_no_narrower_than_weights_or_gradients(case, weights, narrow):
+    """And those of half-precision gradients are those of the same gradients in float32."""
+    if weights in HALVES and case.name in ON_A_GRID:
+        pytest.skip(ON_A_GRID[case.name])
+    tx, start = small_steps(case), params(weights)
+    state = exact = tx.init(start)
+    update = jax.jit(tx.update)
+    for i in range(2):
+        grads = gradients(i, narrow)
+        updates, state = update(grads, state, start)
+        widened = jax.tree.map(lambda g: g.astype("float32"), grads)
+        expected, exact = update(widened, exact, start)
+    assert types(state) == types(tx.init(start))
+    least = jnp.promote_types(weights, narrow)
+    for got, good in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+        assert jnp.promote_types(got.dtype, least) == got.dtype
+        rounding = float(jnp.finfo(got.dtype).smallest_subnormal)  # what a float16 cannot tell
+        assert_close(got.astype("float32"), good, 8 * reordered(got.dtype), 2 * rounding)

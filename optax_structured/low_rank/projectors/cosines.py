@@ -55,7 +55,7 @@ def _norms_dct3(x: jax.Array, norm: Callable[[jax.Array], jax.Array]) -> jax.Arr
     mirrored = jnp.concatenate([jnp.zeros_like(x[..., :1, :]), mirrored], -2)
     scale = jnp.where(jnp.arange(half) == 0, math.sqrt(n), math.sqrt(n / 2)).astype(x.dtype)
     spectrum = jax.lax.complex(x[..., :half, :], -mirrored) * _quarter_waves(n, x.dtype)
-    norms = norm(jnp.fft.irfft(spectrum * scale[:, None], n, axis=-2))
+    norms = norm(jnp.fft.irfft(spectrum * scale[:, None].astype(spectrum.dtype), n, axis=-2))
     index = jnp.arange(n)
     return norms[..., jnp.where(index % 2 == 0, index // 2, n - 1 - index // 2)]
 
