@@ -6,10 +6,18 @@ from optax_structured.regularizers.certificate import certificate
 from optax_structured.regularizers.constraints import Box, NonNegative
 from optax_structured.regularizers.entrywise import L1, ElasticNet
 from optax_structured.regularizers.folded_concave import MCP, SCAD
-from optax_structured.regularizers.group import GroupL0, GroupLasso, SparseGroupLasso
+from optax_structured.regularizers.group import (
+    GroupL0,
+    GroupLasso,
+    NonNegativeGroupLasso,
+    SparseGroupLasso,
+)
 from optax_structured.regularizers.group_mcp import GroupMCP
 from optax_structured.regularizers.hard import L0, LHalf, LTwoThirds
 from optax_structured.regularizers.nuclear import NuclearNorm
+from optax_structured.regularizers.quantizing import DistanceToSign
+from optax_structured.regularizers.simplex import Simplex
+from optax_structured.regularizers.total_variation import TotalVariation
 
 __all__ = [
     "L0",
@@ -17,6 +25,7 @@ __all__ = [
     "MCP",
     "SCAD",
     "Box",
+    "DistanceToSign",
     "ElasticNet",
     "GroupL0",
     "GroupLasso",
@@ -24,9 +33,12 @@ __all__ = [
     "LHalf",
     "LTwoThirds",
     "NonNegative",
+    "NonNegativeGroupLasso",
     "NuclearNorm",
     "Regularizer",
+    "Simplex",
     "SparseGroupLasso",
+    "TotalVariation",
     "certificate",
     "presets",
 ]

@@ -1,84 +1,18 @@
 """Penalties on groups of entries that live or die together: one group per index of an axis."""
 
 import dataclasses
-import math
-import operator
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.checks import check_fraction, check_positive
-from optax_structured.regularizers.base import Regularizer, promote
+from optax_structured.checks import check_fraction
+from optax_structured.regularizers.base import promote
 from optax_structured.regularizers.entrywise import soft
+from optax_structured.regularizers.groups import Grouped
 from optax_structured.regularizers.secular import solve_group
-from optax_structured.trees.axes import AxisLike, group_view
 from optax_structured.trees.precision import at_least_float32
-
-
-@dataclasses.dataclass(frozen=True)
-class Grouped(Regularizer):
-    """What penalties on groups share: the groups of a leaf, their weight, their support.
-
-    There is one group per index of `group_axis` (and of `batch_axis`, whose indices number
-    independent copies); all other axes are inside the group. The support and the zero test have
-    the shape of the leaf without the axes inside.
-
-    Args:
-      group_axis: the axis, or axes, that number the groups; negative ones count from the end.
-        `()` takes the whole leaf (of each batch index) as one group.
-      batch_axis: axes along which layers are stacked (`nn.scan`, heads); default none.
-      weight: factor of every group of the leaf, above 0; default the square root of the number of
-        entries in a group, so that groups of different sizes are treated alike.
-    """
-
-    group_axis: AxisLike
-    _: dataclasses.KW_ONLY
-    batch_axis: AxisLike = ()
-    weight: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, axes in (("group_axis", self.group_axis), ("batch_axis", self.batch_axis)):
-            try:
-                for axis in axes if isinstance(axes, tuple) else (axes,):
-                    operator.index(axis)
-            except TypeError:
-                raise TypeError(f"{name} must be an int or a tuple of ints, got {axes!r}") from None
-        if self.weight is not None:
-            check_positive("weight", self.weight)
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        if not self.coupled_axes(len(shape)):
-            raise ValueError(
-                f"{self} leaves no axis inside the groups of a leaf of shape {tuple(shape)}: each "
-                "entry would be a group of its own; use L1 (or L0, MCP) for this leaf, or None"
-            )
-
-    def coupled_axes(self, ndim: int) -> tuple[int, ...]:
-        """The axes inside a group, to be reduced over."""
-        return group_view(ndim, self.group_axis, self.batch_axis)
-
-    def group_size(self, shape: tuple[int, ...]) -> int:
-        return math.prod(shape[axis] for axis in self.coupled_axes(len(shape)))
-
-    def group_weight(self, shape: tuple[int, ...]) -> float:
-        """The factor of every group of a leaf of this shape."""
-        return math.sqrt(self.group_size(shape)) if self.weight is None else self.weight
-
-    def norms(self, w: ArrayLike) -> jax.Array:
-        """Euclidean norm of each group, shaped like the support; of gradient 0 in dead groups."""
-        w = at_least_float32(w)
-        axes = self.coupled_axes(w.ndim)
-        # Divided by the largest entry first: squares of a tiny or huge group leave float32.
-        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(w), axis=axes, keepdims=True, initial=0.0))
-        dead = largest == 0.0
-        scaled = jnp.sum(jnp.square(w / jnp.where(dead, 1.0, largest)), axis=axes, keepdims=True)
-        norms = jnp.where(dead, 0.0, largest * jnp.sqrt(jnp.where(dead, 1.0, scaled)))
-        return jnp.squeeze(norms, axes)
-
-    def support(self, w: ArrayLike) -> jax.Array:
-        w = jnp.asarray(w)
-        return jnp.any(w != 0.0, axis=self.coupled_axes(w.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,3 +194,52 @@ class GroupL0(Grouped):
         threshold = jnp.sqrt(2 * strength * self.group_weight(u.shape))
         dead = self.norms(jnp.sqrt(metric) * u) <= threshold
         return jnp.where(jnp.expand_dims(dead, self.coupled_axes(u.ndim)), 0.0, u)
+
+
+@dataclasses.dataclass(frozen=True)
+class NonNegativeGroupLasso(Grouped):
+    r"""The group lasso on entries that stay at or above zero.
+
+    .. math:: \psi(w) = \sum_g \omega \|w_g\|_2 \text{ if } w \ge 0 \text{, else } \infty
+
+    The minimiser is the one of `GroupLasso` with `b` replaced by its positive part; a group is zero
+    iff :math:`\|\max(b_g, 0)\| \le \tau\omega`, whatever the metric. A strength of 0 does not lift
+    the constraint: there it equals `NonNegative`.
+
+    Args:
+      group_axis: as in `GroupLasso`.
+      batch_axis: as in `GroupLasso`.
+      weight: :math:`\omega`, above 0; default the square root of the group size.
+
+    Raises:
+      TypeError: axes that are not ints.
+      ValueError: a weight that is not above 0; from `check`, a leaf without these axes or with
+        none left inside the group.
+
+    >>> import jax.numpy as jnp
+    >>> kernel = jnp.array([[3.0, 4.0], [3.0, -4.0], [0.3, 0.4]])
+    >>> lasso = NonNegativeGroupLasso(group_axis=0, weight=1.0)
+    >>> print(lasso.prox(kernel, metric=1.0, strength=2.0).round(3))
+    [[1.8 2.4]
+     [1.  0. ]
+     [0.  0. ]]
+    """
+
+    constraint: ClassVar[bool] = True
+
+    def value(self, w: ArrayLike) -> jax.Array:
+        w = at_least_float32(w)
+        norms = self.group_weight(w.shape) * jnp.sum(self.norms(w))
+        return jnp.where(jnp.all(w >= 0), norms, jnp.inf).astype(w.dtype)
+
+    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+        b, metric, strength = promote(b, metric, strength)
+        threshold = strength * self.group_weight(b.shape)
+        return solve_group(jnp.maximum(b, 0.0), metric, threshold, self.coupled_axes(b.ndim))
+
+    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
+        return self.norms(jnp.maximum(b, 0.0)) <= strength * self.group_weight(jnp.shape(b))
+
+    def screen(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
+        b = at_least_float32(b)
+        return jnp.expand_dims(self.is_zero(b, strength), self.coupled_axes(b.ndim))

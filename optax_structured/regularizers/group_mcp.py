@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from optax_structured.checks import check_positive
 from optax_structured.regularizers.base import promote
-from optax_structured.regularizers.group import Grouped
+from optax_structured.regularizers.groups import Grouped
 
 _NEWTON_STEPS = 12
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from optax_structured.regularizers.base import Regularizer, promote
 from optax_structured.regularizers.proximal_gradient import accelerated_proximal_gradient
 from optax_structured.trees.axes import Axes, normalize_axes
-from optax_structured.trees.placement import by_matrix
+from optax_structured.trees.placement import by_matrix, whole
 from optax_structured.trees.precision import at_least_float32
 
 
@@ -30,6 +30,11 @@ class NuclearNorm(Regularizer):
     from training, where the metric spans six decades). **That is for sides up to about a hundred**;
     larger matrices want the solver `WeightedALS(max_rank, sweeps)`, or as published
     `ProximalGradient(max_iters=5, rtol=1e-3)`.
+
+    Each device does all SVDs of a sharded matrix itself, in the time of one device (eight emulated
+    devices of one CPU take eight times as long), and the matrix travels once a step. On automatic
+    meshes JAX must be told the mesh for that, by `jax.set_mesh`: else it travels at each iteration.
+    Layers stacked along an axis that is sharded are shared out.
 
     Equals soft thresholding of the norm for matrices of one row or column in a constant metric.
 
@@ -74,8 +79,11 @@ class NuclearNorm(Regularizer):
         b, metric, strength = promote(b, metric, strength)
         if b.size == 0:
             return b
-        layout, b, metric = jax.typeof(b).sharding, self._gather(b), self._gather(metric)
-        w = self._minimise(b, metric, strength)
+        layout, axes = jax.typeof(b).sharding, self.coupled_axes(b.ndim)
+        # Whole on each device before the iteration and after it, so that none of its steps waits
+        # for other devices.
+        w = self._minimise(whole(b, axes), whole(metric, axes), strength)
+        w = whole(w, axes)
         return w if jax.typeof(w).sharding == layout else jax.sharding.reshard(w, layout)
 
     def _minimise(self, b: jax.Array, metric: jax.Array, strength: jax.Array) -> jax.Array:
@@ -122,19 +130,9 @@ class NuclearNorm(Regularizer):
         """Raises ValueError if a leaf of this shape does not have the matrix axes."""
         self.axes.check(shape)
 
-    def _gather(self, x: jax.Array) -> jax.Array:
-        """`x` with each matrix on one device: under an explicit mesh an SVD takes no other."""
-        if x.ndim == 0:
-            return x
-        layout = jax.typeof(x).sharding
-        axes = self.coupled_axes(x.ndim)
-        if all(layout.spec[axis] is None for axis in axes):
-            return x
-        names = (None if axis in axes else name for axis, name in enumerate(layout.spec))
-        return jax.sharding.reshard(x, layout.update(spec=jax.sharding.PartitionSpec(*names)))
-
     def _singular_values(self, w: ArrayLike) -> jax.Array:
-        matrices = self.axes.to_matrix(self._gather(at_least_float32(w)))
+        w = at_least_float32(w)
+        matrices = self.axes.to_matrix(whole(w, self.coupled_axes(w.ndim)))
         # A row for each matrix, so that the result has as many axes as the matrices.
         rows = by_matrix(lambda a: jnp.linalg.svd(a, compute_uv=False)[..., None, :], matrices)
         return rows[..., 0, :]

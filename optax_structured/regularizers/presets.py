@@ -15,7 +15,7 @@ ignore a feature, so that whatever produces it can be removed once every reader 
 import dataclasses
 from typing import TypeVar
 
-from optax_structured.regularizers.group import Grouped
+from optax_structured.regularizers.groups import Grouped
 
 DENSE_INPUTS = -2  # kernel (in, out)
 DENSE_OUTPUTS = -1

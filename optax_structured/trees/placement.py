@@ -101,6 +101,19 @@ def whole_matrices(x: jax.Array) -> jax.Array:
     return move(x, (*spec_of(x)[:-2], (), ())) if on_explicit_mesh(x) else x
 
 
+def whole(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """`x` with these of its axes on every device, where JAX knows the mesh; the others stay put."""
+    if x.ndim == 0:
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types):
+        free = (None if axis in axes else P.UNCONSTRAINED for axis in range(x.ndim))
+        return jax.lax.with_sharding_constraint(x, P(*free))
+    if not on_explicit_mesh(x):
+        return x
+    return move(x, tuple(() if axis in axes else names for axis, names in enumerate(spec_of(x))))
+
+
 def by_matrix(f: Callable[[jax.Array], Any], x: jax.Array) -> Any:
     """`f`, which factorises matrices one by one, on a batch of them, each whole on its device.
 

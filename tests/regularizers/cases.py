@@ -12,12 +12,16 @@ NORMS = [
     r.GroupLasso(**COLUMNS, weight=0.5),
     r.SparseGroupLasso(**COLUMNS, l1_ratio=0.3),
 ]
-CONVEX = [*NORMS, r.ElasticNet(l2=0.7), r.Box(-0.6, 0.9), r.NonNegative()]
+NON_NEGATIVE = [r.NonNegative(), r.NonNegativeGroupLasso(**COLUMNS)]
+CONVEX = [*NORMS, r.ElasticNet(l2=0.7), r.Box(-0.6, 0.9), *NON_NEGATIVE]
 ENTRYWISE_FOLDED = [r.L0(), r.LHalf(), r.LTwoThirds(), r.MCP(0.5, 3.0), r.SCAD(0.5, 3.7)]
 GROUPED_FOLDED = [r.GroupL0(**COLUMNS), r.GroupMCP(**COLUMNS, threshold=0.5, gamma=3.0)]
 FOLDED = ENTRYWISE_FOLDED + GROUPED_FOLDED
-EVERY = CONVEX + FOLDED
-PENALTIES = [reg for reg in EVERY if not isinstance(reg, r.Box | r.NonNegative)]
+SPARSE = CONVEX + FOLDED  # zero is where they lead
+PENALTIES = [reg for reg in SPARSE if not reg.constraint]
+COUPLED = [r.TotalVariation(axis=0), r.Simplex(**COLUMNS, total=2.0)]
+CONVEX = CONVEX + COUPLED
+EVERY = [*SPARSE, *COUPLED, r.DistanceToSign(), r.DistanceToSign(keep_zeros=True)]
 
 
 def problem(seed, rows=6, columns=9, spread=2.0, dtype=np.float64):

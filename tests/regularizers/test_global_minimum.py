@@ -20,6 +20,7 @@ ENTRY = {
     r.SCAD(0.5, 3.7): lambda z: _integral(z, lambda s: np.clip((1.85 - s) / 2.7, 0, 0.5)),
     r.Box(-0.6, 0.9): lambda z: np.where((-0.6 <= z) & (z <= 0.9), 0, np.inf),
     r.NonNegative(): lambda z: np.where(z >= 0, 0, np.inf),
+    r.DistanceToSign(): lambda z: abs(abs(z) - 1),
 }
 powers = st.floats(-3, 3).map(lambda x: 10**x)
 
@@ -44,7 +45,8 @@ def test_entries(regularizer, penalty, u, sign, metric, strength):
     with jax.enable_x64(True):
         w = np.asarray(regularizer.prox(np.array([u]), metric, strength))
         value = float(regularizer.value(w))
-    z = np.concatenate([w, np.linspace(-1, 1, 2001) * abs(u), [-0.6, 0.9]])
+    grid = np.linspace(-1, 1, 2001)
+    z = np.concatenate([w, grid * abs(u), grid, [-0.6, 0.9]])
     penalties = penalty(z)
     assert value == pytest.approx(penalties[0], rel=1e-5, abs=1e-12)
     objective = metric / 2 * (z - u) ** 2 + strength * penalties
@@ -53,6 +55,7 @@ def test_entries(regularizer, penalty, u, sign, metric, strength):
 
 GROUP = [
     r.GroupLasso(1),
+    r.NonNegativeGroupLasso(1),
     r.SparseGroupLasso(1, l1_ratio=0.4),
     r.GroupL0(1),
     r.GroupMCP(1, threshold=0.5, gamma=3.0),

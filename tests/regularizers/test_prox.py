@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from regularizers.cases import CONVEX, EVERY, GROUPED_FOLDED, NORMS, PENALTIES, problem
+from regularizers.cases import CONVEX, EVERY, GROUPED_FOLDED, NORMS, PENALTIES, SPARSE, problem
 from tolerances import assert_close, rounding
 
 from optax_structured import regularizers as r
@@ -108,7 +108,7 @@ def test_prox_and_minimise_are_one_problem(regularizer, seed, strength):
     assert_close(prox(regularizer, u, np.full_like(u, 0.7), strength), scalar, 1e-9)
 
 
-@every
+@pytest.mark.parametrize("regularizer", SPARSE, ids=repr)
 @given(seeds, strengths)
 @quick
 def test_zero_test_and_support_agree_with_the_minimiser(regularizer, seed, strength):
@@ -229,6 +229,7 @@ def test_a_config_is_frozen_hashable_and_not_callable(regularizer):
         (r.ElasticNet(l2=0.0), r.L1()),
         (r.NonNegative(), r.Box(0.0, float("inf"))),
         (r.SparseGroupLasso(1, l1_ratio=0.0), r.GroupLasso(1)),
+        (r.NonNegativeGroupLasso((0, 1)), r.Box(0.0, float("inf"), penalty=r.L1())),
         (r.GroupLasso((0, 1)), r.L1()),
         (r.GroupL0((0, 1)), r.L0()),
         (r.GroupMCP((0, 1), threshold=0.5), r.MCP(0.5)),
