@@ -49,11 +49,11 @@ class Config(config.Config):
         last_stage = (self.epochs - max(self.milestones, default=0)) * self.steps_per_epoch
         self.fill(**recipes.published(self.recipe, self.regularizer, last_stage)._asdict())
         super().__post_init__()
-        if codec_of(self.state_bits) is not None and recipe.averages:
-            others = [name for name, other in recipes.RECIPES.items() if not other.averages]
+        if codec_of(self.state_bits) is not None and self.recipe == "rmda":
+            others = [name for name in recipes.RECIPES if name != "rmda"]
             raise ValueError(
-                f"recipe {self.recipe!r} keeps sums of all gradients, which {self.state_bits} bits "
-                f"do not hold; leave --state-bits out, or choose one of {', '.join(others)}"
+                f"recipe 'rmda' keeps nothing but a sum of all gradients, which {self.state_bits} "
+                f"bits do not hold; leave --state-bits out, or choose one of {', '.join(others)}"
             )
         check_nonnegative("strength", self.strength)
         check_fraction("momentum", self.momentum)

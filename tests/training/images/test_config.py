@@ -58,8 +58,10 @@ def test_milestones_and_stages():
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"eps": 0.0}, "eps must be a finite number above 0"),
         ({"state_bits": 16}, "state_bits must be one of 32, 8, 4, got 16"),
-        ({"state_bits": 8}, "'ramda' keeps sums .* choose one of prox_sgd, prox_adam, .* adamw$"),
-        ({"recipe": "rmda", "state_bits": 4}, "'rmda' keeps sums of all gradients, which 4 bits"),
+        (
+            {"recipe": "rmda", "state_bits": 4},
+            "'rmda' keeps nothing but a sum of all gradients, .* one of ramda, prox_sgd, .* adamw$",
+        ),
         ({"recipe": "rmda", "eps": 1e-6}, "'rmda' has no eps; leave --eps out"),
         ({"recipe": "adamw", "strength": 1e-3}, "would have no effect with recipe 'adamw'"),
         ({"regularizer": "none", "strength": 1e-3}, "no effect with .* regularizer 'none'"),
