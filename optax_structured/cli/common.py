@@ -22,7 +22,11 @@ def sentences() -> Iterator[Console]:
     try:
         yield console
     except (ValueError, OSError, FloatingPointError) as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
+        said = str(error)
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            said = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+        stderr = Console(stderr=True, highlight=False)
+        stderr.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True)
         raise typer.Exit(2) from error
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from optax_structured.cli import common
 from optax_structured.training.config import Config, given_only
-from optax_structured.training.folder import CONFIG, stored_fields
+from optax_structured.training.folder import CONFIG, quoted, stored_fields
 from optax_structured.training.task import Task
 from optax_structured.training.tasks import DEFAULT, TASKS, find
 
@@ -109,7 +109,9 @@ def stored_tasks(folder: pathlib.Path, asked: str | None) -> str | None:
     """The task of all runs in a folder; raises as `stored_task`."""
     runs = sorted(config.parent for config in folder.glob(f"*/{CONFIG}"))
     if not runs:
-        raise FileNotFoundError(f"{folder} holds no runs to continue: begin with --out {folder}")
+        raise FileNotFoundError(
+            f"{folder} holds no runs to continue: begin with --out {quoted(folder)}"
+        )
     for run in runs:
         asked = stored_task(run, asked)
     return asked

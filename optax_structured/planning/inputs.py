@@ -35,7 +35,7 @@ def read_params(path: pathlib.Path, dtype: Any) -> dict[str, jax.ShapeDtypeStruc
     """
     try:
         entries = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # or not text
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f'{path} must hold {{"path": [shape], ...}}, one entry a parameter')

@@ -49,7 +49,7 @@ def stored_fields(folder: pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} is not a run folder: it has no {CONFIG}")
     try:
         fields = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} is not the configuration of a run: it holds no names")

@@ -147,6 +147,37 @@ def test_a_run_is_resumed_with_its_own_task_and_text(tmp_path, text):
     assert code == 2 and "--strength has no meaning for the task lm" in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["plan", "--params-json", "nowhere.json"],
+            "error: nowhere.json: no such file or directory ",
+        ),
+        (["plan", "--params-json", "folder"], "error: folder: is a directory "),
+        (
+            ["plan", "--params-json", "codes"],
+            "error: codes is not JSON: 'utf-8' codec can't decode",
+        ),
+        (["train", "--out", "codes/run", *IMAGES], "error: codes/run: not a directory "),
+        (
+            ["train", "--resume", "codes"],
+            "error: codes is not a run folder: it has no config.json ",
+        ),
+        (["train", "--resume", "folder"], "error: folder/config.json is not the configuration"),
+        (["train", "--task", "lm", "--text", "folder"], "error: there is no text file folder;"),
+        (["compare", "--resume", "my folder"], "begin with --out 'my folder'"),
+    ],
+)
+def test_bad_paths_are_sentences(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for path in ("codes", "folder/config.json"):
+        (tmp_path / path).write_bytes(b"\xff\xfe")
+    code, said = invoke(*arguments)
+    assert code == 2 and sentence in said and "Errno" not in said, said
+
+
 def test_help_names_the_choices_by_task():
     code, said = invoke("train", "--help")
     assert code == 0 and "--recipe" in said and "prox_ssi" in said

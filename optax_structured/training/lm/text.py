@@ -13,6 +13,8 @@ import numpy as np
 DEFAULT = "pydoc_data.topics"
 BYTES = 256  # a token is a byte
 _HELD_OUT = 0.1
+# Of a paragraph, a line, a word.
+_ENDS = (rb"\n\s*\n", rb"\n", rb"\s+")
 _VERSE = re.compile(rb"(\d?[A-Za-z]+)\d+:\d+ ")
 
 
@@ -32,14 +34,15 @@ def load(name: str = DEFAULT) -> Text:
       name: "pydoc_data.topics", the language reference that CPython carries for `help()` (Copyright
         Python Software Foundation, PSF License Version 2; topics in alphabetical order, each
         paragraph where it first occurs, as topics quote one another), or a path. In a file of
-        verses, each line "Gen1:1 ...", a document is a book; in any other file, a paragraph.
+        verses, each line "Gen1:1 ...", a document is a book; in any other file a paragraph, or a
+        line where there are no blank lines, or a word where there is one line.
 
     Returns:
       The text; the documents of about its last tenth are held out.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a text of a single document, of which nothing can be held out.
+      ValueError: a text of less than two words.
     """
     if name == DEFAULT:
         version = ".".join(map(str, sys.version_info[:3]))
@@ -80,7 +83,8 @@ def _documents(text: bytes) -> list[bytes]:
         for book, line in zip(books, lines, strict=True):
             found.setdefault(book[1] if book else b"", []).append(line)
         return [b"".join(book_lines) for book_lines in found.values()]
-    return re.findall(rb".+?(?:\n\s*\n|\Z)", text, re.DOTALL)
+    parts = (re.findall(rb".+?(?:%b|\Z)" % end, text, re.DOTALL) for end in _ENDS)
+    return next((found for found in parts if len(found) > 1), [])
 
 
 def _split(documents: Iterable[bytes], origin: str, name: str) -> Text:
@@ -88,10 +92,7 @@ def _split(documents: Iterable[bytes], origin: str, name: str) -> Text:
     documents = list(documents)
     ends = np.cumsum([len(document) for document in documents])
     if len(documents) < 2:
-        raise ValueError(
-            f"{name} is a single paragraph, of which no whole part can be held out; separate its "
-            "paragraphs by blank lines"
-        )
+        raise ValueError(f"{name} has less than two words, of which none can be held out")
     cut = int(ends[np.argmin(np.abs(ends[:-1] - (1 - _HELD_OUT) * ends[-1]))])
     whole = b"".join(documents)
     array = np.frombuffer(whole, np.uint8)

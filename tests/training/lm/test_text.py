@@ -38,10 +38,20 @@ def test_of_any_file_whole_paragraphs_are_held_out(tmp_path):
     np.testing.assert_array_equal(found.train[:2], list(b"0 "))
 
 
+@pytest.mark.parametrize("end", ["\n", " "])
+def test_without_blank_lines_whole_lines_are_held_out_or_else_words(end, tmp_path):
+    file = tmp_path / "dense.txt"
+    whole = end.join(f"line{i}" for i in range(10)).encode() + b"\n"
+    file.write_bytes(whole)
+    found = text.load(str(file))
+    assert bytes(found.train) + bytes(found.held_out) == whole
+    assert bytes(found.held_out) == b"line9\n"
+
+
 def test_mistakes(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no text file nowhere.txt; leave --text"):
         text.load("nowhere.txt")
-    for content in ("", "one paragraph\nof two lines"):
+    for content in ("", "word"):
         (tmp_path / "short").write_text(content)
-        with pytest.raises(ValueError, match="single paragraph"):
+        with pytest.raises(ValueError, match="less than two words"):
             text.load(str(tmp_path / "short"))
