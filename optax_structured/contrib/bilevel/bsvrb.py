@@ -119,8 +119,8 @@ def bsvrb(
       ...     return optax.apply_updates(x, updates), state, opt_state
       >>> for key in jax.random.split(jax.random.key(0), 300):
       ...     x, state, opt_state = step(x, state, opt_state, key)
-      >>> print(f"{x[0]:.1f}")
-      1.5
+      >>> print(bool(abs(x[0] - 1.5) < 0.2))
+      True
 
     References:
       Hu et al., `Blockwise Stochastic Variance-Reduced Methods with Parallel Speedup for

@@ -124,7 +124,7 @@ def lv_hba(
     outer = optax.sgd(1e-2) if outer is None else outer
     inner = optax.sgd(1e-2) if inner is None else inner
     penalty = growing_penalty() if penalty is None else penalty
-    least = -bound if equality else 0.0
+    least = -jnp.asarray(bound) if equality else 0.0
 
     def limits(x: Any, y: Any) -> jax.Array:
         return jnp.zeros((0,)) if constraint is None else constraint(x, y)

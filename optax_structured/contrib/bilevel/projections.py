@@ -23,8 +23,9 @@ def affine_projection(matrix: ArrayLike, offset: ArrayLike = 0.0) -> Projection:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> print(affine_projection(jnp.ones((1, 2)))((jnp.array(3.0), jnp.array(1.0))))
-      (Array(1., dtype=float32), Array(-1., dtype=float32))
+      >>> x, y = affine_projection(jnp.ones((1, 2)))((jnp.array(3.0), jnp.array(1.0)))
+      >>> print(f"{x:.2f} {y:.2f}")
+      1.00 -1.00
     """
     matrix = jnp.asarray(matrix)
     inverse = jnp.linalg.pinv(matrix)

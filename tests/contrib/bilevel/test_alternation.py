@@ -40,7 +40,7 @@ def test_first_order_uses_the_new_x_for_y():
 
 
 def test_unrolled_is_the_published_second_order(x64):
-    """Its finite differences of radius 1e-2 / |v| go to the exact product as the radius shrinks."""
+    """There the product is a finite difference of radius 1e-2 / |v|."""
     x0, y0, (validation, training) = (np.float64(a) for a in (X, Y, BATCHES))
     rate = 0.05
     ahead = y0 - rate * dy_lower(x0, y0, training)
@@ -54,9 +54,8 @@ def test_unrolled_is_the_published_second_order(x64):
 
     solver = alternation(upper, lower, optax.sgd(1.0), optax.sgd(rate), unroll=rate)
     x, _, _ = solver.update(x0, y0, solver.init(x0, y0), validation, training)
-    errors = [np.abs(published(radius) - (x0 - x)).max() for radius in (1e-1, 1e-2, 1e-4)]
-    assert errors[2] < 1e-7
-    assert errors[2] <= errors[1] <= errors[0]
+    # x enters the lower level times powers of y up to 2, where central differences are exact.
+    np.testing.assert_allclose(x0 - x, published(1e-2), rtol=1e-9)
 
 
 def test_unroll_zero_and_schedules():

@@ -271,7 +271,7 @@ def test_msvr_schedules():
 def test_mistakes_say_what_to_do():
     with pytest.raises(ValueError, match="blocks_per_step must be from 1 to num_blocks=4, got 5"):
         msvr(0.5, 4, 5)
-    with pytest.raises(ValueError, match="alpha=1.0 keeps nothing of a block"):
+    with pytest.raises(ValueError, match="alpha=1 keeps nothing of a block"):
         msvr(1.0, 4, 2)
     tx = msvr(0.5, 4, 2)
     with pytest.raises(ValueError, match="msvr needs which blocks"):
