@@ -5,6 +5,7 @@ After a change that is meant: `python tests/test_public_api.py`, and tell it in 
 
 import inspect
 import pathlib
+import re
 
 import optax_structured as oxs
 from optax_structured import contrib
@@ -41,7 +42,8 @@ def _signature(thing):
     except ValueError:
         return ""
     parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+    shown = str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+    return re.sub(r" at 0x[0-9a-f]+", "", shown)  # functions as defaults
 
 
 def current():
