@@ -44,7 +44,7 @@ def progress(
 
 
 def layer_table(of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength: float) -> Table:
-    """One line a leaf: how many entries, groups or singular values are left; plain leaves dim."""
+    """One line per leaf: how many entries, groups or singular values are left; plain leaves dim."""
     table = Table(title="Layers", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("parameter", overflow="fold")
     for name in ("shape", "W left", "Ŵ left", "W zero", "Ŵ zero", "gradient"):

@@ -84,7 +84,7 @@ def choose_sides(low_rank: Any, params: Any) -> Rules:
     paths: dict[Any, list[str]] = {}
     for (path, leaf), spec in zip(named_leaves(params), resolve(low_rank, params), strict=True):
         paths.setdefault(_with_local_side(spec, leaf), []).append(path)
-    # One pattern a spec, not one a leaf: a pattern is searched in the path of every leaf.
+    # One pattern a spec, not one per leaf: a pattern is searched in the path of every leaf.
     pairs = ((_any_of(names), spec) for spec, names in paths.items())
     return Rules(tuple(pairs), default=None)
 

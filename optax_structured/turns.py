@@ -22,7 +22,7 @@ def zero_after(made: jax.Array, otherwise: jax.Array) -> jax.Array:
 
     def wait(made: jax.Array, otherwise: jax.Array) -> jax.Array:
         first = made[(0,) * made.ndim].astype(jnp.float32)
-        # Never true, which XLA does not know. The root is too dear to be repeated by each reader,
+        # Never true, which XLA does not know. The root is too expensive to recompute per consumer,
         # so that `made` is read once, and not held.
         return (jnp.sqrt(jnp.abs(first)) < -1).astype(otherwise.dtype)
 

@@ -13,10 +13,11 @@ ROOT = pathlib.Path(optax_structured.__file__).parent
 
 FLOORS = [
     {"branch", "checks", "trees"},
-    {"regularizers", "low_rank.frames", "turns"},
+    {"regularizers", "low_rank.frames", "turns", "xla"},
     {"low_rank.projectors"},
     {"clock", "states"},  # the first that may import optax: all below is numerics
-    {"quantization", "transforms"},
+    {"transforms"},
+    {"quantization"},
     {"proximal", "low_rank"},
     {"recipes", "presets"},
     {"diagnostics", "memory", "sharding"},

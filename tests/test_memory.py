@@ -362,7 +362,7 @@ def test_formulas_refuse_what_they_do_not_know():
         published_numbers("adam", None, params)
     with pytest.raises(ValueError, match="no formula for 'adam'"):
         published_bytes("adam", None, params)
-    with pytest.raises(ValueError, match="kernel: the formulas take one rank a matrix"):
+    with pytest.raises(ValueError, match="kernel: the formulas take one rank per matrix"):
         published_numbers("galore", oxs.LowRank((2, 1), projector=oxs.Tucker()), params)
 
 

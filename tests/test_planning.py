@@ -165,7 +165,7 @@ def test_attention_heads_are_told_by_their_names(tmp_path):
     "content, message",
     [
         ("{", "is not JSON"),
-        ("[]", "one entry a parameter"),
+        ("[]", "one entry per parameter"),
         ('{"a": "b"}', "'a' must be a shape such as [512, 512]"),
         ('{"a": {"dtype": "float32"}}', "'a' must be a shape"),
         ('{"a": {"shape": [2], "dtype": "no"}}', "'a' must be a shape"),
@@ -188,7 +188,7 @@ def test_bad_shape_files_are_explained(tmp_path, content, message):
         (("llama-60m", "--dtype", "f99"), "--dtype f99: no such dtype"),
         (("llama-60m", "--state-bits", "16"), "state_bits must be one of 32, 8, 4, got 16"),
         (("llama-60m", "--rank", "0"), "rank must be at least 1"),
-        (("--params-json", "nowhere.json"), "No such file"),
+        (("--params-json", "nowhere.json"), "nowhere.json: no such file"),
     ],
 )
 def test_mistakes_are_sentences(options, message):

@@ -43,7 +43,7 @@ def _signature(thing):
         return ""
     parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
     shown = str(signature.replace(parameters=parameters, return_annotation=signature.empty))
-    return re.sub(r" at 0x[0-9a-f]+", "", shown)  # functions as defaults
+    return re.sub(r" at 0x[0-9a-f]+", "", shown)
 
 
 def current():

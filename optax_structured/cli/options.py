@@ -22,7 +22,7 @@ Out = Annotated[pathlib.Path | None, common.option("Run folder; default runs/ an
 
 
 def of_tasks(*, leaving_out: tuple[str, ...] = ()) -> Callable[[Function], Function]:
-    """Gives a command, in place of `**given`, every option of every task."""
+    """Gives a command, instead of `**given`, every option of every task."""
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)

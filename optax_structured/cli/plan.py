@@ -28,7 +28,7 @@ def plan(
     state_bits: Annotated[int | None, option(f"{HELP}.")] = None,
     mesh: Annotated[str | None, option("Devices, as fsdp=8 or fsdp=8,tensor=2.")] = None,
     params_json: Annotated[
-        pathlib.Path | None, option('Shapes in place of a model: {"path": [512, 512], ...}.')
+        pathlib.Path | None, option('Shapes instead of a model: {"path": [512, 512], ...}.')
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of weights and gradients.")] = "float32",
     stacked: Annotated[

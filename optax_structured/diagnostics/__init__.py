@@ -1,5 +1,6 @@
-"""What a training run shows: structure of parameters, and what low-rank subspaces hold."""
+"""What a training run shows: structure of parameters, low-rank subspaces, skipped gradients."""
 
+from optax_structured.diagnostics.nonfinite import Nonfinite, nonfinite
 from optax_structured.diagnostics.structure import (
     LayerRow,
     layer_rows,
@@ -21,11 +22,13 @@ from optax_structured.diagnostics.subspaces import (
 
 __all__ = [
     "LayerRow",
+    "Nonfinite",
     "captured_energy",
     "effective_rank",
     "layer_rows",
     "limiter_activity",
     "low_rank_level",
+    "nonfinite",
     "objective",
     "stationarity",
     "strength_max",

@@ -1,7 +1,7 @@
 """What low-rank subspaces hold of the gradient, and how they move: pure functions, by leaf.
 
 All take the state of an optimizer, however deeply wrapped, and the `low_rank` it was built with,
-and return a dictionary from path to one number a matrix, (\\*batch,). Leaves whose basis is not a
+and return a dictionary from path to one number per matrix, (\\*batch,). Leaves whose basis is not a
 stored matrix are in it only if `low_rank` names their projector.
 """
 

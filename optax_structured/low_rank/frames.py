@@ -24,7 +24,7 @@ class Frame:
       name: path of the leaf.
       shape: of the leaf.
       axes: its matrix view.
-      rank: what is kept of `size`; a tuple, one a matrix axis, for projectors that compress all.
+      rank: what is kept of `size`; a tuple, one per matrix axis, for projectors that compress all.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Frame:
         return self.axes.from_matrix(self.turn(oriented), self.shape)
 
     def turn(self, x: jax.Array) -> jax.Array:
-        """From the oriented view to the matrix as it lies in memory, and back."""
+        """From the oriented view to the matrix in its own orientation, and back."""
         return x if self.side == "rows" else jnp.swapaxes(x, -1, -2)
 
 

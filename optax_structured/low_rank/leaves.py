@@ -23,7 +23,7 @@ class Projected:
     share: float  # its position among all projected leaves, in [0, 1)
 
     def encoded(self, basis: Any) -> Any:
-        """A basis as it is stored: itself, or in codes as it lies beside the matrix."""
+        """A basis as stored: itself, or in codes, oriented like the matrix."""
         codec, frame = self.spec.codec, self.frame
         if codec is None:
             return basis

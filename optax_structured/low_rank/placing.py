@@ -29,7 +29,7 @@ class Places:
             self._size, self._length = sides if frame.side == "rows" else reversed(sides)
 
     def basis(self, x: jax.Array) -> jax.Array:
-        """One array of a basis, or one number a matrix, placed if there is a place."""
+        """One array of a basis, or one number per matrix, placed if there is a place."""
         if self.leaf is None:
             return x
         return placement.put(x, self._mesh, self._spread(x.shape, self._natural(x.shape, "size")))

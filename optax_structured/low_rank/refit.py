@@ -1,4 +1,4 @@
-"""Fitting the basis of a leaf anew, when it is due and its gradient can be used."""
+"""Refitting the basis of a leaf, when it is due and its gradient can be used."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""When a subspace is fitted anew."""
+"""When a subspace is refit."""
 
 import abc
 import dataclasses
@@ -17,9 +17,10 @@ from optax_structured.trees.placement import like, whole_matrices
 class Refresh(abc.ABC):
     """A rule; subclasses are frozen dataclasses.
 
-    A leaf is due anyway until it had the first fits that its projector asks for, one at each step.
+    A leaf is always due on its first `first_fits` steps, which its projector sets.
 
-    `together` says that all leaves of one record are due at the same steps: it is asked for one.
+    `together` says that all leaves of one record are due at the same steps: `due` is evaluated
+    once per record.
     """
 
     together: ClassVar[bool] = False

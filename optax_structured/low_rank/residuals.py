@@ -54,7 +54,7 @@ class Residual(abc.ABC):
         return ()
 
     def absorb(self, state: Any, gradient: jax.Array) -> jax.Array:
-        """The leaf to project in place of the gradient."""
+        """The leaf to project instead of the gradient."""
         return gradient
 
     @abc.abstractmethod
@@ -73,7 +73,7 @@ class Residual(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Drop(Residual):
-    r"""Nothing: the update is :math:`a P N`, as in GaLore.
+    r"""Discards the residual: the update is :math:`a P N`, as in GaLore.
 
     Example:
       >>> import optax_structured as oxs
@@ -146,7 +146,7 @@ class NormScaled(Residual):
     Args:
       growth: :math:`\gamma \ge 1`; 1.01. `math.inf` switches the limiter off.
       per: one factor a "column", or one a "matrix".
-      exact: subtract :math:`P R` in place of :math:`a P R`: what the paper writes. The published
+      exact: subtract :math:`P R` instead of :math:`a P R`: what the paper writes. The published
         results are from code that scales it.
 
     Example:
@@ -173,7 +173,7 @@ class NormScaled(Residual):
             )
 
     def init(self, frame: Frame, dtype: Any, places: Places) -> jax.Array:
-        # The norm of the last limited residual, one a matrix.
+        # The norm of the last limited residual, one per matrix.
         return places.basis(jnp.zeros(frame.batch, dtype))
 
     def combine(

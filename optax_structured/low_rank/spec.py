@@ -42,7 +42,7 @@ class LowRank:
         projector: `Rotate` between subsets of one fixed basis, else `Keep`.
       dtype: of the operands of the two products with the basis, such as "bfloat16"; they add up in
         float32 in any case. None is that of the leaf, float32 at least.
-      codec: stores the basis in fewer bits, `Affine(bits=4)` in half a byte an entry. It is decoded
+      codec: stores the basis in fewer bits, `Affine(bits=4)` in 4 bits per entry. It is decoded
         at each step and not made orthonormal again: at 4 bits :math:`\|P^\top P - I\|` is about
         0.2. On a mesh, each device holds all codes of its matrices. None is floating point.
 

@@ -50,7 +50,7 @@ def low_rank_projection(
     r"""Runs any transformation inside low-rank subspaces of the gradients.
 
     For each projected leaf, oriented as (\*batch, size, length) with the compressed axis first, and
-    P its basis of shape (\*batch, size, rank), fitted anew now and then,
+    P its basis of shape (\*batch, size, rank), refit periodically,
 
     .. math:: R = P^\top G, \qquad N = \text{inner}(R), \qquad \text{update} = a\,P N
 
@@ -71,8 +71,8 @@ def low_rank_projection(
 
     Returns:
       An element that passes unknown extra arguments on to `inner`. The extra argument `refresh`, a
-      bool or a tree of them like the parameters, says which leaves to fit now, in place of their
-      own rule; the first fits of a new leaf come anyway. Its state is `LowRankState`.
+      bool or a tree of them like the parameters, says which leaves to fit now, instead of their
+      own rule; new leaves are still fitted on their first steps. Its state is `LowRankState`.
 
     Raises:
       TypeError, ValueError: no leaf can be projected, a rule that matches nothing or gives a leaf

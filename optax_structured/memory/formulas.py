@@ -165,7 +165,7 @@ def _by_kind(method: str, structure: Any, params: Any) -> dict[str, Numbers]:
             numbers[path] = Numbers(moments=2 * math.prod(shape))
             continue
         if not isinstance(spec.rank, int):
-            raise ValueError(f"{path}: the formulas take one rank a matrix, got {spec.rank!r}")
+            raise ValueError(f"{path}: the formulas take one rank per matrix, got {spec.rank!r}")
         *batch, m, n = spec.axes.matrix_shape(shape)
         size, length = (m, n) if spec.axes.compressed_side(shape) == "rows" else (n, m)
         matrix = Matrix(size, length, min(spec.rank, m, n), rows=m)

@@ -38,7 +38,7 @@ def read_params(path: pathlib.Path, dtype: Any) -> dict[str, jax.ShapeDtypeStruc
     except ValueError as error:  # or not text
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, dict) or not entries:
-        raise ValueError(f'{path} must hold {{"path": [shape], ...}}, one entry a parameter')
+        raise ValueError(f'{path} must hold {{"path": [shape], ...}}, one entry per parameter')
     params = {}
     for name, entry in entries.items():
         try:

@@ -22,7 +22,7 @@ _TILE = (8, 128)  # of float32 on a TPU: other blocks must span their axis
 
 @dataclasses.dataclass(frozen=True)
 class FusedExact:
-    r"""`Exact`, on TPUs in one Pallas kernel a leaf for `GroupLasso` in a diagonal metric.
+    r"""`Exact`, on TPUs in one Pallas kernel per leaf for `GroupLasso` in a diagonal metric.
 
     XLA reads the linear term and the metric once for each of eight reductions; the kernel reads
     V, P and :math:`W_0` once and writes the minimiser over P. It is for float32 leaves whose groups

@@ -1,6 +1,6 @@
 """The subproblems of all leaves, one after the other; small ones that are alike in one loop.
 
-What a solver does to a leaf is some thirty kernels, and XLA compiles them anew for every leaf. A
+What a solver does to a leaf is some thirty kernels, and XLA compiles them again for every leaf. A
 loop over leaves is compiled once. It reads them from copies, which is cheap for small leaves, of
 which there are many; a large one is solved where it is. So is every leaf that may be sharded in a
 way that its type does not show: a loop would move leaves to where the others are.

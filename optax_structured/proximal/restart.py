@@ -11,15 +11,21 @@ import optax
 
 from optax_structured.checks import check_fraction, check_params
 from optax_structured.clock import Clock, ScalarOrSchedule
+from optax_structured.transforms import SkipNonfiniteState
 
-_Injected = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
+# What these states hold beside their inner state is kept.
+_COUNTED = (
+    SkipNonfiniteState,
+    optax.InjectHyperparamsState,
+    optax.InjectStatefulHyperparamsState,
+)
 
 
 class RestartState(NamedTuple):
     """State of `restart_at`."""
 
     steps: jax.Array  # () int32: steps since init
-    inner_state: Any  # fresh at each milestone, but for its clocks and injected hyperparameters
+    inner_state: Any  # fresh at each milestone, but for clocks, skipped steps, hyperparameters
 
 
 def restart_at(
@@ -79,16 +85,16 @@ def restart_at(
 
 
 def _keep_clocks(old: Any, fresh: Any) -> Any:
-    """`fresh` with the clocks and injected hyperparameters of `old`."""
+    """`fresh` with the clocks, counts of skipped steps and injected hyperparameters of `old`."""
 
     def keep(old: Any, fresh: Any) -> Any:
         if isinstance(old, Clock):
             return old
-        if isinstance(old, _Injected):
+        if isinstance(old, _COUNTED):
             return old._replace(inner_state=_keep_clocks(old.inner_state, fresh.inner_state))
         return fresh
 
-    return jax.tree.map(keep, old, fresh, is_leaf=lambda x: isinstance(x, (Clock, *_Injected)))
+    return jax.tree.map(keep, old, fresh, is_leaf=lambda x: isinstance(x, (Clock, *_COUNTED)))
 
 
 @dataclasses.dataclass(frozen=True)

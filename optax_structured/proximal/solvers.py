@@ -56,7 +56,7 @@ class Solver(Protocol):
 class Exact:
     """The minimiser itself, as the regularizer computes it: the default.
 
-    Closed forms entry by entry, one scalar root a group for group norms, and for `NuclearNorm` an
+    Closed forms entry by entry, one scalar root per group for group norms, and for `NuclearNorm` an
     iteration to its own `rtol`. Depends on no starting point.
 
     >>> import jax.numpy as jnp

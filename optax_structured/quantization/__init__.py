@@ -1,4 +1,4 @@
-"""Codecs that store arrays in one byte or half a byte an entry, and optimizers on top of them."""
+"""Codecs that store arrays in 8 or 4 bits per entry, and optimizers on top of them."""
 
 from optax_structured.quantization.affine import Affine
 from optax_structured.quantization.codebooks import codebook

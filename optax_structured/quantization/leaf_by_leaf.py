@@ -39,7 +39,7 @@ def leaf_by_leaf(
 
     def decoded(i: int, blocked: bool) -> jax.Array:
         nonlocal turn
-        if i in read:  # Lion reads its moment twice; to decode it anew is cheaper than to keep it
+        if i in read:  # Lion reads its moment twice; decoding it again is cheaper than to keep it
             turn = zero_after(values[0], turn)
         read.add(i)
         x = stored[i]

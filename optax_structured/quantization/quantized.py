@@ -1,4 +1,4 @@
-"""Any optax transformation, with its state in one byte or half a byte an entry."""
+"""Any optax transformation, with its state in 8 or 4 bits per entry."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ def quantized(
     min_size: float = 4096,
     fields: Fields | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Stores the moments of any optimizer in one byte, or half a byte, an entry.
+    r"""Stores the moments of any optimizer in 8 or 4 bits per entry.
 
     With :math:`E, D` the codec, each update is one of the inner transformation on a decoded state,
 
@@ -60,7 +60,7 @@ def quantized(
 
     Returns:
       An optimizer or element like `inner`, extra arguments included. Its state is `QuantizedState`,
-      with the arrays of a codec in place of moments. Updates are float32 or wider.
+      with the arrays of a codec instead of moments. Updates are float32 or wider.
 
     Raises:
       TypeError, ValueError: another codec than `Dynamic`, a state of which nothing is known or

@@ -40,7 +40,7 @@ def dct_adamw(
         A &= G + E, \qquad R = P^\top A, \qquad E \leftarrow A - P R \\
         W &\leftarrow (1 - \eta d) W - \eta P \operatorname{Adam}(R)
 
-    and AdamW for leaves that are not projected. Columns are chosen anew at each step; a coordinate
+    and AdamW for leaves that are not projected. Columns are chosen again at each step; a coordinate
     that stays chosen keeps its moments, a new one starts from zero. State of a matrix of p x q
     entries, q the smaller: :math:`r + 2 p r` numbers, and :math:`p q` more for E.
 

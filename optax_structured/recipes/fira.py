@@ -43,7 +43,7 @@ def fira(
         fine-tune.
       low_rank: a `LowRank`, or `rules` of them: exclude embeddings, head, norms and biases. Its
         residual, `NormScaled()` by default, has the limiter and the ablations.
-      inner: runs inside, in place of Adam; `uncorrected_rms()` is the RMSProp form.
+      inner: runs inside, instead of Adam; `uncorrected_rms()` is the RMSProp form.
       scale: :math:`a`, a number or schedule; 0.25, and 0.0625 from 1B on.
       b1: decay of Adam's mean, in [0, 1), a number or schedule.
       b2: decay of its mean square, in [0, 1), a number or schedule.

@@ -31,13 +31,13 @@ def galore(
         W \leftarrow (1 - \eta d)\, W'
 
     and for the others the same without P and :math:`a`. For a matrix of p x q entries, q the
-    smaller, the state is :math:`q r + 2 p r` numbers in place of :math:`2 p q`.
+    smaller, the state is :math:`q r + 2 p r` numbers instead of :math:`2 p q`.
 
     Args:
       learning_rate: :math:`\eta`, a number or schedule; 0.01 to pre-train (0.005 at 7B), where
         :math:`a\eta` is the real step of projected leaves; 1e-5 to 3e-5 to fine-tune.
       low_rank: a `LowRank`, or `rules` of them: exclude embeddings, head, norms and biases.
-      inner: runs inside, in place of Adam: `optax.scale_by_lion()`, `optax.trace(0.9)`,
+      inner: runs inside, instead of Adam: `optax.scale_by_lion()`, `optax.trace(0.9)`,
         `optax.scale_by_factored_rms()`, `optax.scale_by_adam()` (which adds eps after correction).
       scale: :math:`a`, a number or schedule; 0.25 to pre-train, 2 to 4 to fine-tune.
       b1: decay of Adam's mean, in [0, 1), a number or schedule.

@@ -25,7 +25,7 @@ def averaged(
 
 
 def recorded(keep_point: bool) -> tuple[optax.GradientTransformation, ...]:
-    """`record_point`, where it is asked for."""
+    """`record_point`, if wanted."""
     return (record_point(),) if keep_point else ()
 
 

@@ -1,4 +1,4 @@
-"""Q-GaLore: GaLore with everything that it holds in a byte or half a byte an entry."""
+"""Q-GaLore: GaLore with everything that it holds stored in 8 or 4 bits per entry."""
 
 from typing import Any
 

@@ -216,10 +216,10 @@ class NonNegativeGroupLasso(Grouped):
       ValueError: a weight that is not above 0; from `check`, a leaf without these axes or with
         none left inside the group.
 
-    >>> import jax.numpy as jnp
+    >>> import jax.numpy as jnp, numpy as np
     >>> kernel = jnp.array([[3.0, 4.0], [3.0, -4.0], [0.3, 0.4]])
     >>> lasso = NonNegativeGroupLasso(group_axis=0, weight=1.0)
-    >>> print(lasso.prox(kernel, metric=1.0, strength=2.0).round(3))
+    >>> print(np.asarray(lasso.prox(kernel, metric=1.0, strength=2.0)).round(3))
     [[1.8 2.4]
      [1.  0. ]
      [0.  0. ]]

@@ -1,4 +1,4 @@
-r"""Exact minimiser of a group-lasso subproblem in a diagonal metric, by one scalar root a group.
+r"""Exact minimiser of a group-lasso subproblem in a diagonal metric, by one scalar root per group.
 
 For one group, with linear term :math:`b`, metric :math:`P > 0` and threshold :math:`t`,
 
@@ -40,7 +40,7 @@ def solve_group(
     Args:
       b: linear term, any shape.
       metric: the diagonal :math:`P > 0`: an array like `b`, or a scalar (then in closed form).
-      threshold: :math:`t \ge 0`, a scalar, or one a group (`b.shape` with ones on `axes`).
+      threshold: :math:`t \ge 0`, a scalar, or one per group (`b.shape` with ones on `axes`).
       axes: the axes of `b` inside a group; each index of the others is a group of its own.
 
     Returns:

@@ -37,9 +37,9 @@ class Simplex(OnGroups):
 
     Equals `optax.projections.projection_simplex` for a metric of 1.
 
-    >>> import jax.numpy as jnp
+    >>> import jax.numpy as jnp, numpy as np
     >>> rows = jnp.array([[0.75, 0.5, -3.0], [0.0, 0.0, 0.0]])
-    >>> print(Simplex(group_axis=0).prox(rows, metric=1.0, strength=1.0).round(3))
+    >>> print(np.asarray(Simplex(group_axis=0).prox(rows, metric=1.0, strength=1.0)).round(3))
     [[0.625 0.375 0.   ]
      [0.333 0.333 0.333]]
 

@@ -152,12 +152,14 @@ def _walk(
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
     """Where a derivative reaches a height, from the line at one end: next knot, place, line."""
 
-    def falls_short(carry: tuple[jax.Array, ...]) -> jax.Array:
+    def falls_short(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         i, slope, level = carry
         reached = step * (slope * knots.place[i] + level - height) >= 0
         return (step * (stop - i) >= 0) & ~reached
 
-    def pass_knot(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def pass_knot(
+        carry: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         i, slope, level = carry
         return i + step, slope + step * knots.slope[i], level + step * knots.level[i]
 

@@ -72,7 +72,7 @@ OPTAX: Mapping[str, Roles] = MappingProxyType(
             ("params", "updates", "diff_params_memory", "diff_updates_memory"), _SECANT
         ),
         "ScaleByLionState": {"mu": FIRST_MOMENT},
-        "ScaleByNovogradState": _ADAM,  # nu: a scalar a leaf
+        "ScaleByNovogradState": _ADAM,  # nu: a scalar per leaf
         "ScaleByOptimisticGradientState": {"previous_gradient": FIRST_MOMENT},
         "ScaleByRStdDevState": {"mu": _CENTRED, "nu": _CENTRED},
         "ScaleByRStdDevWithCountState": {"mu": _CENTRED, "nu": _CENTRED},

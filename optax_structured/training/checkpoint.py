@@ -22,7 +22,7 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, state: Any) -> None:
-        """Keeps this state in place of the one before."""
+        """Keeps this state instead of the one before."""
         self._manager.save(step, args=ocp.args.StandardSave(state))
         # The next step is given these buffers to overwrite: they must be on disk by then.
         self._manager.wait_until_finished()
@@ -39,7 +39,7 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             raise FileNotFoundError(
-                f"{self._manager.directory} holds no checkpoint; start the run anew with another "
+                f"{self._manager.directory} holds no checkpoint; start the run again with another "
                 "--out"
             )
         return step, self._manager.restore(step, args=ocp.args.StandardRestore(like))

@@ -37,8 +37,10 @@ class History:
             self.strips.setdefault(path, []).append(np.asarray(strip))
 
     def mean_loss(self) -> float:
-        """Of the steps since the last evaluation."""
-        return float(self.losses[self.rows[-1]["step"] if self.rows else 0 :].mean())
+        """Of the steps since the last evaluation whose loss is finite; NaN if none is."""
+        recent = self.losses[self.rows[-1]["step"] if self.rows else 0 :]
+        recent = recent[np.isfinite(recent)]
+        return float(recent.mean()) if recent.size else float("nan")
 
     def write(self, folder: pathlib.Path) -> None:
         """To the folder of the run."""

@@ -2,18 +2,22 @@
 
 import pathlib
 import time
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from optax_structured import diagnostics
 from optax_structured.training.checkpoint import Checkpoints
 from optax_structured.training.clock import Clock
 from optax_structured.training.folder import Row, check_empty, save_config
 from optax_structured.training.history import History
+from optax_structured.training.names import counted
 from optax_structured.training.task import State, Task
 
 _SECONDS_BETWEEN_SAVES = 10.0
+_SKIPS_IN_A_ROW = 10  # steps with a gradient that is not finite, after which a run stops
 
 
 class Result(NamedTuple):
@@ -33,6 +37,7 @@ def train(
     stop_after: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
     watch: Callable[[Row], None] = lambda row: None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Result:
     """Trains from the start, or continues as if nothing had happened.
 
@@ -43,11 +48,14 @@ def train(
       stop_after: leave after this many units of the task in all; the run can be resumed.
       stopped: asked after each compiled call; once true, the run is saved where it is and left.
       watch: called with the latest metrics after each compiled call.
+      warn: called with a sentence after a call in which gradients were not finite: the leaves
+        concerned took no part in these steps.
 
     Raises:
       ValueError: `stop_after` below 1.
       FileExistsError: a new run into a folder that is not empty.
-      FloatingPointError: the loss is no longer finite.
+      FloatingPointError: gradients were not finite in ten steps in a row, or no loss since the last
+        evaluation was.
     """
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"stop_after must be at least 1 {task.unit}, got {stop_after}")
@@ -68,6 +76,7 @@ def train(
         if step < last:  # compiles before the clock starts
             state, _ = task.steps(state, step, 0)
         clock, saved, leaving = Clock(), time.monotonic(), stopped()
+        row: Row = history.rows[-1] if history.rows else {}
         while step < last and not leaving:
             evaluation = (step // task.evaluate_every + 1) * task.evaluate_every
             count = min(task.steps_a_call, evaluation - step, last - step)
@@ -76,7 +85,10 @@ def train(
                 found = np.asarray(losses)[:count]  # waits for the call
             step += count
             history.losses = np.append(history.losses, found)
+            before = row.get("skipped", 0)
             row = _metrics(task, state, step, history, clock)
+            if row["skipped"] > before:
+                warn(_skip_sentence(row["skipped"] - before, step))
             if step in (evaluation, task.total_steps):
                 measured = task.evaluate(state, step)
                 row |= measured.row
@@ -95,17 +107,27 @@ def _metrics(task: Task, state: State, step: int, history: History, clock: Clock
     """All that is read of a run after each compiled call; the last evaluation stays in view.
 
     Raises:
-      FloatingPointError: the loss is no longer finite.
+      FloatingPointError: as `train`.
     """
+    skips = diagnostics.nonfinite(state.opt_state)
     row = {
         **(history.rows[-1] if history.rows else {}),
         "step": step,
         "loss": history.mean_loss(),
+        "skipped": int(skips.skipped),
         **clock.reading(),
         **task.watch(state),
     }
-    if not np.isfinite(row["loss"]):
+    if skips.in_a_row >= _SKIPS_IN_A_ROW or not np.isfinite(row["loss"]):
         raise FloatingPointError(
-            f"the loss is not finite at step {step}: training diverged; lower --learning-rate"
+            f"gradients or loss are not finite, {skips.in_a_row} steps in a row at step {step}: "
+            "training diverged; lower --learning-rate"
         )
     return row
+
+
+def _skip_sentence(count: int, step: int) -> str:
+    return (
+        f"gradients were not finite in {counted(count, 'step')} before step {step}: the leaves "
+        "concerned took no part in them"
+    )

@@ -69,7 +69,13 @@ def run(
     label = f"{task.label} {task.config.seed}"
     with report.progress(console, label, task.total_steps, task.describe_row) as watch:
         return loop.train(
-            task, folder, resume=resume, stop_after=stop_after, stopped=stopped, watch=watch
+            task,
+            folder,
+            resume=resume,
+            stop_after=stop_after,
+            stopped=stopped,
+            watch=watch,
+            warn=lambda sentence: console.print(escape(f"Warning: {sentence}.")),
         )
 
 

@@ -19,6 +19,7 @@ from optax_structured.transforms.mirror_madgrad import (
     scale_by_mirror_madgrad,
 )
 from optax_structured.transforms.newton_schulz import newton_schulz, orthogonalize
+from optax_structured.transforms.nonfinite import SkipNonfiniteState, skip_nonfinite
 from optax_structured.transforms.primal_averaging import PrimalAveragingState, primal_averaging
 from optax_structured.transforms.rms import uncorrected_rms
 from optax_structured.transforms.storm import StormState, corrected_average, storm
@@ -39,6 +40,7 @@ __all__ = [
     "PrimalAveragingState",
     "ScaleByMirrorMadgradState",
     "StormState",
+    "SkipNonfiniteState",
     "WeightNormalizedState",
     "accumulate",
     "bias_correction",
@@ -53,6 +55,7 @@ __all__ = [
     "primal_averaging",
     "scale_by_mirror_madgrad",
     "storm",
+    "skip_nonfinite",
     "uncorrected_adam",
     "uncorrected_rms",
     "weight_normalized",

@@ -32,7 +32,7 @@ def accumulate(
     The inner update, with all its decompositions, runs when it is due and not otherwise, under
     `vmap` too; `optax.MultiSteps` computes it for each gradient and throws it away. As the inner
     transformation of `low_rank_projection` it accumulates in the low-rank space, and the sum takes
-    rank times length numbers a leaf: the basis has to stay while it fills, so `period` is then a
+    rank times length numbers per leaf: the basis has to stay while it fills, so `period` is then a
     multiple of `every`, counted in gradients.
 
     Args:

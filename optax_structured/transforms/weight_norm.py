@@ -63,7 +63,7 @@ def weight_normalized(
         (inputs): an `Axes` or `rules` of them and None. By default all with two axes or more, in
         the layout (outputs, inputs); for kernels (inputs, outputs) say `Axes(rows=-1, cols=-2)`.
       classical: keep :math:`\|v\|`, which grows with every step and so damps the later ones, as in
-        weight normalisation of the model itself; costs a number a row.
+        weight normalisation of the model itself; costs a number per row.
 
     Returns:
       An optimizer that needs `params`; its state is `WeightNormalizedState`. Weight decay belongs

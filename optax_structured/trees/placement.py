@@ -82,6 +82,15 @@ def move(x: jax.Array, spec: Spec) -> jax.Array:
     return jax.sharding.reshard(x, P(*(axis or None for axis in spec)))
 
 
+def agreed(x: jax.Array, other: jax.Array) -> jax.Array:
+    """The sum of `x`, a number, over the devices that share `other`, where a `shard_map` splits it.
+
+    `x` as it is elsewhere, and where `other` is one for each device, too.
+    """
+    across = _varies_over(x) - _varies_over(other)
+    return jax.lax.psum(x, tuple(across)) if across else x
+
+
 def like(x: jax.Array, other: jax.Array) -> jax.Array:
     """`x`, placed as `other`, of the same shape, is."""
     return move(x, spec_of(other)) if on_explicit_mesh(x, other) else x
@@ -213,3 +222,11 @@ def _without(axes: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
 
 def _explicit(mesh: Any) -> bool:
     return AxisType.Explicit in mesh.axis_types if not mesh.empty else False
+
+
+def _varies_over(x: jax.Array) -> frozenset[str]:
+    """The mesh axes of a `shard_map` along which devices hold different values of `x`."""
+    kind = jax.typeof(x)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying
+    return kind.vma  # JAX before 0.10

@@ -263,7 +263,7 @@ MISUSE = [
     (
         "q-galore-with-random-projection",
         lambda: oxs.q_galore(0.1, oxs.LowRank(2, projector=oxs.RandomProjection())),
-        r"RandomProjection.* stores none; .* or no codec \(galore in place of q_galore\)",
+        r"RandomProjection.* stores none; .* or no codec \(galore instead of q_galore\)",
     ),
     (
         "fira-with-codec",

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from training_small import fresh_images, fresh_lm, images, lm, numbers
@@ -132,13 +133,49 @@ def test_the_rate_of_an_extended_run_stays_where_the_schedule_ended():
     assert (config.steps, config.scheduled_steps) == (100, 12)
 
 
+class Interrupted(Images):
+    """Batches of NaN at some steps: `bad` of them from the third on."""
+
+    def __init__(self, config, images, bad):
+        super().__init__(config, images)
+        self.bad = bad
+
+    def loss(self, params, train, batch):
+        loss = super().loss(params, train, batch["images"])
+        return jnp.where((batch["step"] >= 2) & (batch["step"] < 2 + self.bad), jnp.nan, 1) * loss
+
+    def batches(self, first, count):
+        steps = first + jnp.arange(self.steps_a_call)
+        return {"images": super().batches(first, count), "step": steps}
+
+
+def interrupted(bad):
+    task = fresh_images("prox_sgd", epochs=2, stages=1)
+    return Interrupted(task.config, task.images, bad)
+
+
+def test_gradients_that_are_not_finite_are_counted_and_said(tmp_path):
+    said = []
+    result = loop.train(interrupted(2), tmp_path, warn=said.append)
+    (sentence,) = said
+    assert "gradients were not finite in 2 steps before step" in sentence
+    assert [row["skipped"] for row in result.history.rows] == [2, 2]
+    assert all(np.isfinite(row["loss"]) for row in result.history.rows)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(result.state.params))
+
+
+def test_a_run_stops_after_ten_such_steps_in_a_row(tmp_path):
+    with pytest.raises(FloatingPointError, match="steps in a row at step .*training diverged"):
+        loop.train(interrupted(1000), tmp_path, warn=lambda sentence: None)
+
+
 def test_a_run_that_diverges_or_cannot_begin_says_so(tmp_path):
     with pytest.raises(ValueError, match="stop_after must be at least 1 step, got 0"):
         loop.train(lm(), tmp_path / "run", stop_after=0)
     with pytest.raises(FloatingPointError, match="training diverged; lower --learning-rate"):
-        loop.train(lm().variant(learning_rate=1e30), tmp_path / "run")
+        loop.train(lm().variant(learning_rate=1e30), tmp_path / "run", warn=lambda sentence: None)
     with pytest.raises(FileExistsError, match="not empty: give another --out, or continue"):
         loop.train(lm(), tmp_path / "run")
     (tmp_path / "other").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint; start the run anew"):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint; start the run again"):
         loop.train(images(), tmp_path / "other", resume=True)

@@ -190,7 +190,7 @@ def confusion_metric_loss(
     Raises:
       ValueError: shapes that differ, or an unknown metric.
 
-    Equals, for `"f_beta"` with beta 1, the soft Dice loss of q in place of p.
+    Equals, for `"f_beta"` with beta 1, the soft Dice loss of q instead of p.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -29,7 +29,7 @@ class Projector(abc.ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         own, from_refit = vars(cls), Projector.refit_where
-        # What was written in place of another `refit` would pass this one over.
+        # An inherited `refit_where` would bypass this `refit`.
         if "refit" in own and "refit_where" not in own and cls.refit_where is not from_refit:
             cls.refit_where = from_refit  # type: ignore[method-assign]
 
@@ -98,7 +98,7 @@ class Projector(abc.ABC):
           due: bool, of shape batch.
           frame: the view of the leaf.
           basis: the one before, which the other matrices keep.
-          matrix: the gradient as it lies in memory, (\*batch, m, n), in any precision.
+          matrix: the gradient in its own orientation, (\*batch, m, n), in any precision.
           fitted: bool, of shape batch; False where `basis` was never fitted.
           seed: as for `refit`.
 
@@ -113,7 +113,7 @@ class Projector(abc.ABC):
         def keep(basis: Basis, *_: Any) -> Basis:
             return basis
 
-        # Handed into the branch as it lies: an operand that is turned would be copied.
+        # Pass it untransposed; XLA copies transposed operands.
         matrix = at_least_float32(matrix)
         size = jnp.sum(jnp.abs(matrix), (-2, -1))
         usable = due & jnp.isfinite(size) & (size > 0)

@@ -1,4 +1,4 @@
-"""A randomised SVD, drawn anew at each fit."""
+"""A randomised SVD, redrawn at each fit."""
 
 import dataclasses
 

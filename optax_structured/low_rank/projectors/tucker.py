@@ -48,7 +48,7 @@ class Tucker(Projector):
       >>> state = optimizer.init({"kernel": jnp.zeros((3, 3, 8, 16))})
 
     Reference: Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024. The released tensor
-    path cannot be constructed and would return the projected gradient in place of the optimizer's
+    path cannot be constructed and would return the projected gradient instead of the optimizer's
     output; this is what it was meant to be.
     """
 

@@ -32,7 +32,7 @@ class Config(config.Config):
     epochs: int = option("Passes over the images", 100)
     stages: int | None = option("Number of equal stages; default 5")
     milestones: tuple[int, ...] = option(
-        "Epochs after which a stage ends, as 20,40,60, in place of --stages"
+        "Epochs after which a stage ends, as 20,40,60, instead of --stages"
     )
     train_size: int  # images
 

@@ -21,6 +21,7 @@ from optax_structured.training.images.config import Config
 from optax_structured.training.names import counted
 from optax_structured.training.state_bits import codec_of, with_moments
 from optax_structured.training.task import Panel, State, Task
+from optax_structured.transforms import skip_nonfinite
 from optax_structured.trees import named_leaves, resolve
 
 _TEST_BATCH = 500
@@ -79,7 +80,7 @@ class Images(Task):
         chosen = self.config
         build = with_moments(self.recipe.build, codec_of(chosen.state_bits))
         hyper = recipes.Hyperparameters(learning_rate, chosen.strength, chosen.momentum, chosen.eps)
-        return build(hyper, self.structure, Stages(self.milestones))
+        return skip_nonfinite(build(hyper, self.structure, Stages(self.milestones)))
 
     def batches(self, first: int, count: int) -> np.ndarray:
         epoch, step = divmod(first, self.steps_a_unit)

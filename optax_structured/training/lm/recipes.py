@@ -112,9 +112,8 @@ def build(config: Any, peak: Any, low_rank: Rules | None) -> optax.GradientTrans
     structured = () if low_rank is None else (low_rank,)
     recipe = with_moments(recipe, codec_of(config.state_bits))
     optimizer = recipe(rate, *structured, weight_decay=config.weight_decay, **given)
-    if not config.clip:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
+    clip = (optax.clip_by_global_norm(config.clip),) if config.clip else ()
+    return oxs.skip_nonfinite(*clip, optimizer)
 
 
 def shape_of_schedule(steps: int) -> optax.Schedule:
