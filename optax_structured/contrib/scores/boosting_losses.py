@@ -14,9 +14,7 @@ class BoostingLoss(NamedTuple):
 
     start: Callable[[jax.Array], jax.Array]  # y -> (...): the best constant F
     residual: Callable[[jax.Array, jax.Array], jax.Array]  # y, F -> like F: what is fitted
-    step: Callable[
-        [jax.Array, jax.Array, jax.Array], jax.Array
-    ]  # y, F, h -> (): Newton step along h
+    step: Callable[..., jax.Array]  # y, F, h -> (): Newton step along h
     value: Callable[[jax.Array, jax.Array], jax.Array]  # y, F -> (n,): the loss
     link: Callable[[jax.Array], jax.Array]  # F -> like F: what it predicts
 

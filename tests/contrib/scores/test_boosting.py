@@ -76,7 +76,7 @@ def test_saturated_scores_are_finite(kind):
     assert jnp.all(jnp.isfinite(loss.start(jnp.ones_like(y))))
 
 
-FIT = {"rounds": 3, "units": 2, "steps": 400, "optimizer": optax.adam(0.05)}
+FIT = {"rounds": 3, "units": 2, "steps": 200, "subsample": 1.0, "optimizer": optax.adam(0.05)}
 
 
 @pytest.mark.parametrize("kind", EVERY)
