@@ -21,10 +21,6 @@ def plan(
     rank: Annotated[
         int | None, option("Rank of each matrix; default as published, or 128.")
     ] = None,
-    budget: Annotated[
-        float | None,
-        option("GB of a device: the largest rank with which weights, gradients and state fit."),
-    ] = None,
     state_bits: Annotated[int | None, option(f"{HELP}.")] = None,
     mesh: Annotated[str | None, option("Devices, as fsdp=8 or fsdp=8,tensor=2.")] = None,
     params_json: Annotated[
@@ -47,18 +43,10 @@ def plan(
             name, params = params_json.stem, planning.read_params(params_json, kind)
         else:
             name, params = str(model), planning.named_model(str(model), kind, stacked=stacked)
+        spec = oxs.LowRank(rank=_published_rank(recipe, model) if rank is None else rank)
+        structure = planning.low_rank_rules(spec, params, plain)
         devices = planning.parse_mesh(mesh)
-
-        def structure(rank: int) -> oxs.Rules:
-            return planning.low_rank_rules(oxs.LowRank(rank=rank), params, plain)
-
-        if budget is not None:
-            if rank is not None:
-                raise ValueError("give --rank or --budget, from which a rank follows, not both")
-            size = round(1e9 * budget)
-            rank = planning.largest_rank(params, recipe, structure, devices, size, state_bits)
-        chosen = structure(_published_rank(recipe, model) if rank is None else rank)
-        made = planning.make_plan(name, params, recipe, chosen, devices, state_bits)
+        made = planning.make_plan(name, params, recipe, structure, devices, state_bits)
         console.print(planning.render(made))
 
 

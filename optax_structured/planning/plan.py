@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -87,60 +87,6 @@ def make_plan(
     before = memory_report(adamw, params)
     after = memory_report(tx, params, structure, method=recipe if recipe in METHODS else None)
     return Plan(name, recipe, before, after, weights, moments, mesh, per_device)
-
-
-def largest_rank(
-    params: Any,
-    recipe: str,
-    structure: Callable[[int], Any],
-    mesh: Mapping[str, int],
-    budget: int,
-    state_bits: int | None = None,
-) -> int:
-    """The largest rank for which weights, gradients and state fit into a number of bytes.
-
-    Args:
-      params: abstract parameters.
-      recipe: one of `RECIPES`, but not adamw.
-      structure: what a rank stands for.
-      mesh: sizes by name of mesh axis; empty for one device.
-      budget: bytes of the fullest device.
-      state_bits: as for `make_plan`.
-
-    Raises:
-      ValueError: a recipe without a rank, or not even rank 1 fits.
-    """
-    if recipe == "adamw":
-        raise ValueError("adamw has no rank that could follow from --budget; choose another recipe")
-
-    placed = place(params, mesh)
-    gradients = _local_bytes(placed, jax.tree.map(lambda leaf: leaf.sharding, placed))
-    weights = _weights(recipe, structure(1), placed)[1]
-
-    def needed(rank: int) -> int:
-        tx = _optimizer(recipe, structure(rank), _fitting(recipe, structure(rank), codec, placed))
-        return weights + gradients + _state_on_device(tx, placed)
-
-    codec = codec_of(default_state_bits(recipe) if state_bits is None else state_bits)
-    # Bytes grow nearly in proportion to the rank, so each guess lies on the line between two known.
-    low, high = 1, max(min(leaf.shape[-2:], default=1) for leaf in jax.tree.leaves(params))
-    least, most = needed(low), needed(high)
-    if least > budget:
-        raise ValueError(
-            f"--budget of {budget / 1e9:g} GB: rank 1 needs {least / 1e9:.4g} GB on the fullest "
-            "device; give more devices with --mesh, fewer --state-bits, or a narrower --dtype"
-        )
-    if most <= budget:
-        return high
-    while high - low > 1:
-        guess = low + (high - low) * (budget - least) // max(most - least, 1)
-        guess = min(max(guess, low + 1), high - 1)
-        found = needed(guess)
-        if found <= budget:
-            low, least = guess, found
-        else:
-            high, most = guess, found
-    return low
 
 
 def place(params: Any, mesh: Mapping[str, int]) -> Any:
