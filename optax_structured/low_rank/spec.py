@@ -198,8 +198,8 @@ def _check_codec(spec: LowRank) -> None:
     if spec.projector is not None and not stores_matrix(spec.projector):
         raise ValueError(
             f"codec={spec.codec!r} is for a basis that is one matrix, and {spec.projector!r} "
-            "stores none; use SVD, SubspaceIteration or RandomizedRange, or no codec (galore in "
-            "place of q_galore)"
+            "stores none; use SVD, SubspaceIteration or RandomizedRange, or no codec (galore "
+            "instead of q_galore)"
         )
     if isinstance(spec.residual, NormScaled | ErrorFeedback):
         raise ValueError(

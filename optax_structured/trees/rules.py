@@ -209,6 +209,11 @@ def settle(structure: Any, params: Any) -> list[Settled]:
     return [settled.settled(item) for item in as_rules(structure).assign(params)]
 
 
+_FLATTENED = (
+    16  # entries of a lone vector that may be a flattened tree; problems in 2-D are shorter
+)
+
+
 def check_some_use(structure: Any, params: Any, kind: type, complaint: str) -> None:
     """Raises ValueError where a structure does nothing for a whole tree that has what it is for.
 
@@ -228,7 +233,8 @@ def check_some_use(structure: Any, params: Any, kind: type, complaint: str) -> N
     if any(is_masked(leaf) for _, leaf in named_positions(params)):
         return
     filled = [leaf for leaf in leaves if math.prod(leaf.shape)]
-    flat = len(filled) == 1 and filled[0].path == "" and len(filled[0].shape) == 1
+    alone = len(filled) == 1 and filled[0].path == "" and len(filled[0].shape) == 1
+    flat = alone and filled[0].shape[0] >= _FLATTENED
     meant = filled if flat else [leaf for leaf in filled if len(leaf.shape) >= 2]
     if not meant:
         return
