@@ -209,9 +209,8 @@ def settle(structure: Any, params: Any) -> list[Settled]:
     return [settled.settled(item) for item in as_rules(structure).assign(params)]
 
 
-_FLATTENED = (
-    16  # entries of a lone vector that may be a flattened tree; problems in 2-D are shorter
-)
+# From so many entries on, a lone vector is taken for a tree that `optax.flatten` has flattened.
+_FLATTENED = 8
 
 
 def check_some_use(structure: Any, params: Any, kind: type, complaint: str) -> None:
