@@ -33,7 +33,7 @@ class Refits:
 
     def __init__(self, count: jax.Array) -> None:
         self._count = count
-        self._due: dict[int, Any] = {}
+        self._due: dict[Any, Any] = {}
         self._traced: dict[Any, Callable[..., Held]] = {}
 
     def __call__(self, p: Projected, held: Held, matrix: jax.Array, mask: Any) -> Held:
@@ -42,7 +42,7 @@ class Refits:
         seed = _number_of(p.frame.name)
         if _looks_at_no_name(p.spec):
             p = dataclasses.replace(p, frame=dataclasses.replace(p.frame, name=""))
-        key = id(p.spec), p.frame
+        key = p.spec, p.frame
         if key not in self._traced:
             self._traced[key] = jax.jit(functools.partial(_refit, p))
         return self._traced[key](due, held, matrix, self._count, seed)
@@ -51,9 +51,9 @@ class Refits:
         spec = p.spec
         if not spec.refresh.together:
             return spec.refresh.due(memory, self._count, spec.period, p.share)
-        if id(spec) not in self._due:
-            self._due[id(spec)] = spec.refresh.due(memory, self._count, spec.period, p.share)
-        return self._due[id(spec)]
+        if spec not in self._due:
+            self._due[spec] = spec.refresh.due(memory, self._count, spec.period, p.share)
+        return self._due[spec]
 
 
 def _looks_at_no_name(spec: Any) -> bool:

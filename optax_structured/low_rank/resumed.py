@@ -39,7 +39,7 @@ def check_leaves(
     parts = {name: x if isinstance(x := getattr(state, name), Mapping) else {} for name in held}
     for key, (leaf, p) in leaves.items():
         aval = jax.typeof(leaf)
-        likeness = aval.shape, aval.dtype, p and (id(p.spec), dataclasses.replace(p.frame, name=""))
+        likeness = aval.shape, aval.dtype, p and (p.spec, dataclasses.replace(p.frame, name=""))
         if likeness not in alike:
             fresh = jax.eval_shape(functools.partial(begun, p=p), leaf)
             alike[likeness] = {field: _arrays(fresh.get(field, ())) for field in held}
