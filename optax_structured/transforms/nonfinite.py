@@ -21,14 +21,6 @@ class SkipNonfiniteState(NamedTuple):
     inner_state: Any  # of the inner transformation
 
 
-class SkipsLeaves(optax.GradientTransformationExtraArgs):
-    """A transformation that keeps what belongs to some leaves by itself.
-
-    Its update takes the extra argument `usable`, one bool array per leaf: the update of a leaf that
-    is not usable is zero, and all arrays of the state that belong to it stay as they were.
-    """
-
-
 class Guarded(optax.GradientTransformationExtraArgs):
     """What `skip_nonfinite` returns."""
 
@@ -87,10 +79,7 @@ def skip_nonfinite(*inner: optax.GradientTransformation) -> optax.GradientTransf
         updates: Any, state: SkipNonfiniteState, params: Any = None, **extra: Any
     ) -> tuple[Any, SkipNonfiniteState]:
         usable = [_all_finite(g, state.skipped) for g in jax.tree.leaves(updates)]
-        if isinstance(chain, SkipsLeaves):
-            updates, new = chain.update(updates, state.inner_state, params, usable=usable, **extra)
-        else:
-            updates, new = _update(chain, updates, state.inner_state, params, usable, extra)
+        updates, new = _update(chain, updates, state.inner_state, params, usable, extra)
         skips = ~jnp.all(jnp.stack(usable)) if usable else jnp.zeros((), bool)
         skipped = jnp.where(skips, optax.safe_increment(state.skipped), state.skipped)
         in_a_row = jnp.where(skips, optax.safe_increment(state.in_a_row), 0)

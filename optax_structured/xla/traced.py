@@ -17,7 +17,7 @@ class Traced:
     over a donated buffer. With the moments of Adam restored leaf by leaf in this way, a step on a
     CPU takes 3 times as long and needs another copy of the state; with the changes applied where
     the moments are made, it takes 1.1 times as long and no memory (tests/transforms/
-    test_skip_nonfinite.py shows the memory).
+    test_nonfinite.py shows the memory).
 
     Args:
       function: of one list of arrays, which returns a list of arrays; it may close over others.
