@@ -13,7 +13,6 @@ from optax_structured.low_rank import (
     Drop,
     ErrorFeedback,
     External,
-    Factors,
     Frame,
     Keep,
     Lazy,
@@ -39,14 +38,8 @@ from optax_structured.low_rank import (
     Tucker,
     TwoSided,
     VarianceAware,
-    WelorePlan,
-    WelorePlanEntry,
-    factorize,
     low_rank_projection,
-    merge,
     scale_by_ldadam,
-    train_factors,
-    welore_plan,
 )
 from optax_structured.memory import MemoryReport, memory_report, state_bytes
 from optax_structured.proximal import (
@@ -77,14 +70,8 @@ from optax_structured.quantization import (
     Affine,
     Codec,
     Dynamic,
-    KeepOnGridState,
     QuantizedState,
-    QuantizedWeight,
-    apply_updates,
     cast_stochastically,
-    dequantize_weights,
-    keep_on_grid,
-    quantize_weights,
     quantized,
     round_stochastically,
 )
@@ -159,6 +146,21 @@ from optax_structured.transforms import (
     weight_normalized,
 )
 from optax_structured.trees import Axes, Rules, rules
+from optax_structured.weights import (
+    Factors,
+    KeepOnGridState,
+    QuantizedWeight,
+    WelorePlan,
+    WelorePlanEntry,
+    apply_updates,
+    dequantize_weights,
+    factorize,
+    keep_on_grid,
+    merge,
+    quantize_weights,
+    train_factors,
+    welore_plan,
+)
 
 __version__ = "0.1.0"
 

@@ -1,19 +1,6 @@
 """Low-rank projection of gradients: a wrapper around any transformation, and its parts."""
 
-from optax_structured.low_rank.factors import Factors, factorize, merge, train_factors
-from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.ldadam import LDAdamState, scale_by_ldadam
-from optax_structured.low_rank.projectors import (
-    DCT,
-    SVD,
-    OneSided,
-    Projector,
-    RandomizedRange,
-    RandomProjection,
-    SubspaceIteration,
-    Tucker,
-    TwoSided,
-)
 from optax_structured.low_rank.refit import RefreshState
 from optax_structured.low_rank.refresh import (
     External,
@@ -31,7 +18,6 @@ from optax_structured.low_rank.residuals import (
     Scaling,
 )
 from optax_structured.low_rank.spec import LowRank
-from optax_structured.low_rank.spectra import singular_values
 from optax_structured.low_rank.transports import (
     Align,
     Keep,
@@ -40,13 +26,19 @@ from optax_structured.low_rank.transports import (
     Transport,
     VarianceAware,
 )
-from optax_structured.low_rank.welore import (
-    LLAMA_2_THRESHOLDS,
-    WelorePlan,
-    WelorePlanEntry,
-    welore_plan,
-)
 from optax_structured.low_rank.wrapper import LowRankState, low_rank_projection
+from optax_structured.projectors import (
+    DCT,
+    SVD,
+    OneSided,
+    Projector,
+    RandomizedRange,
+    RandomProjection,
+    SubspaceIteration,
+    Tucker,
+    TwoSided,
+)
+from optax_structured.projectors.frames import Frame
 
 __all__ = [
     "DCT",
@@ -55,11 +47,9 @@ __all__ = [
     "Drop",
     "ErrorFeedback",
     "External",
-    "Factors",
     "Frame",
     "Keep",
     "LDAdamState",
-    "LLAMA_2_THRESHOLDS",
     "Lazy",
     "LazyState",
     "LowRank",
@@ -82,13 +72,6 @@ __all__ = [
     "Tucker",
     "TwoSided",
     "VarianceAware",
-    "WelorePlan",
-    "WelorePlanEntry",
-    "factorize",
     "low_rank_projection",
-    "merge",
     "scale_by_ldadam",
-    "singular_values",
-    "train_factors",
-    "welore_plan",
 ]

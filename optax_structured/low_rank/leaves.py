@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import transpose
 from optax_structured.low_rank.spec import LowRank
+from optax_structured.projectors.base import transpose
+from optax_structured.projectors.frames import Frame
 from optax_structured.trees import Rules, named_leaves, resolve, state_keys
 from optax_structured.trees.placement import whole_matrices
 from optax_structured.trees.real import check_real

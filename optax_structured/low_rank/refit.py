@@ -12,9 +12,9 @@ import numpy as np
 
 from optax_structured.branch import branch
 from optax_structured.low_rank import inner_state
-from optax_structured.low_rank.frames import matrix_where
 from optax_structured.low_rank.leaves import Projected
 from optax_structured.low_rank.transports import stores_matrix
+from optax_structured.projectors.frames import matrix_where
 from optax_structured.trees import placement
 
 

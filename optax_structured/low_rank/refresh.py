@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.checks import check_fraction
-from optax_structured.low_rank.frames import Frame, matrix_where
-from optax_structured.low_rank.projectors.base import Basis, OneSided, Projector
+from optax_structured.projectors.base import Basis, OneSided, Projector
+from optax_structured.projectors.frames import Frame, matrix_where
 from optax_structured.states.roles import Bases, Factor
 from optax_structured.trees.placement import like, whole_matrices
 

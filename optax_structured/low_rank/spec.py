@@ -7,12 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors import SubspaceIteration
-from optax_structured.low_rank.projectors.base import Projector, check_rank
 from optax_structured.low_rank.refresh import Refresh
 from optax_structured.low_rank.residuals import ErrorFeedback, NormScaled, Residual
 from optax_structured.low_rank.transports import Transport, natural, stores_matrix
+from optax_structured.projectors import SubspaceIteration
+from optax_structured.projectors.base import Projector, check_rank
+from optax_structured.projectors.frames import Frame
 from optax_structured.quantization.affine import Affine
 from optax_structured.trees import Axes, Rules, as_rules
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.checks import check_fraction
-from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors import DCT
-from optax_structured.low_rank.projectors.base import Basis, OneSided, Projector, transpose
-from optax_structured.low_rank.projectors.orthonormal import householder
+from optax_structured.projectors import DCT
+from optax_structured.projectors.base import Basis, OneSided, Projector, transpose
+from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.orthonormal import householder
 from optax_structured.trees.placement import like, product, whole_matrices
 from optax_structured.trees.precision import at_least_float32
 

@@ -10,13 +10,13 @@ from optax_structured.checks import check_nonnegative
 from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank import inner_state
 from optax_structured.low_rank.leaves import Projected, plan
-from optax_structured.low_rank.placing import Places
-from optax_structured.low_rank.projectors import SubspaceIteration
 from optax_structured.low_rank.refit import Refits, RefreshState
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
-from optax_structured.low_rank.resumed import check_leaves, update_inner
+from optax_structured.low_rank.shardings import Places
 from optax_structured.low_rank.spec import LowRank, completed
+from optax_structured.low_rank.state_check import check_leaves, update_inner
+from optax_structured.projectors import SubspaceIteration
 from optax_structured.states.roles import Bases, ErrorBuffer
 from optax_structured.trees import Rules, placement
 from optax_structured.trees.precision import (

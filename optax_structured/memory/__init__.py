@@ -1,14 +1,14 @@
 """How much memory a transformation takes, exactly and before anything is allocated."""
 
-from optax_structured.memory.accounting import (
+from optax_structured.memory.formulas import METHODS, Widths, published_bytes, published_numbers
+from optax_structured.memory.llama import LLAMA_MODELS, PLAIN_LEAVES, llama
+from optax_structured.memory.report import (
     LeafMemory,
     MemoryReport,
     abstract_state,
     memory_report,
     state_bytes,
 )
-from optax_structured.memory.formulas import METHODS, Widths, published_bytes, published_numbers
-from optax_structured.memory.llama import LLAMA_MODELS, PLAIN_LEAVES, llama
 
 __all__ = [
     "LLAMA_MODELS",

@@ -4,15 +4,8 @@ from optax_structured.quantization.affine import Affine
 from optax_structured.quantization.codebooks import codebook
 from optax_structured.quantization.codec import AffineCode, Codec, DynamicCode
 from optax_structured.quantization.dynamic import Dynamic
-from optax_structured.quantization.on_grid import KeepOnGridState, keep_on_grid
 from optax_structured.quantization.quantized import QuantizedState, quantized
 from optax_structured.quantization.rounding import cast_stochastically, round_stochastically
-from optax_structured.quantization.weights import (
-    QuantizedWeight,
-    apply_updates,
-    dequantize_weights,
-    quantize_weights,
-)
 
 __all__ = [
     "Affine",
@@ -20,15 +13,9 @@ __all__ = [
     "Codec",
     "Dynamic",
     "DynamicCode",
-    "KeepOnGridState",
     "QuantizedState",
-    "QuantizedWeight",
-    "apply_updates",
     "cast_stochastically",
     "codebook",
-    "dequantize_weights",
-    "keep_on_grid",
-    "quantize_weights",
     "quantized",
     "round_stochastically",
 ]

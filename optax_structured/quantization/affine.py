@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.quantization.blocks import in_blocks, out_of_blocks
-from optax_structured.quantization.checking import check_bits, check_block
+from optax_structured.quantization.checks import check_bits, check_block
 from optax_structured.quantization.codec import AffineCode, Codec
 from optax_structured.quantization.packing import pack, unpack
 from optax_structured.quantization.rounding import round_stochastically

@@ -10,8 +10,8 @@ import optax
 from optax_structured.quantization.affine import Affine
 from optax_structured.quantization.dynamic import Dynamic
 from optax_structured.quantization.leaf_by_leaf import leaf_by_leaf
-from optax_structured.quantization.plan import Plan
 from optax_structured.quantization.selection import Fields, as_roles, selected
+from optax_structured.quantization.stored_state import Plan
 from optax_structured.states import owners
 from optax_structured.states.roles import Role
 from optax_structured.trees import Rules, as_rules, named_leaves, resolve

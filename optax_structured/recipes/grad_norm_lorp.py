@@ -12,7 +12,7 @@ from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
 from optax_structured.recipes.closing import closed
-from optax_structured.recipes.parts import descent
+from optax_structured.recipes.descent import descent
 from optax_structured.transforms import (
     bias_correction,
     decay_updated_weights,

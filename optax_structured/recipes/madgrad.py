@@ -10,7 +10,7 @@ from optax_structured.clock import ScalarOrSchedule
 from optax_structured.proximal.averaging import dual_averaging
 from optax_structured.proximal.preconditioners import adaptive_preconditioner
 from optax_structured.proximal.prox_step import prox_step
-from optax_structured.recipes.parts import averaged, combined
+from optax_structured.recipes.averaging import averaged, combined
 from optax_structured.transforms import primal_averaging, scale_by_mirror_madgrad
 
 

@@ -9,8 +9,8 @@ from optax_structured.proximal.averaging import moving_average
 from optax_structured.proximal.preconditioners import adam_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver
+from optax_structured.recipes.averaging import complement, recorded, scale
 from optax_structured.recipes.closing import closed_chain
-from optax_structured.recipes.parts import complement, recorded, scale
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.trees import Rules
 

@@ -1,8 +1,8 @@
 """What an array of an optimizer state is: the parameter it belongs to, and its role."""
 
 from optax_structured.states.arrays import StateArray, arrays_of
+from optax_structured.states.errors import changed_setting
 from optax_structured.states.ownership import owners
 from optax_structured.states.reinit import reinit
-from optax_structured.states.resume import changed_setting
 
 __all__ = ["StateArray", "arrays_of", "changed_setting", "owners", "reinit"]

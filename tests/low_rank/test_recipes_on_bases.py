@@ -23,7 +23,7 @@ from optax_structured.low_rank import (
     low_rank_projection,
 )
 from optax_structured.low_rank.ldadam import scale_by_ldadam
-from optax_structured.low_rank.projectors.cosines import columns
+from optax_structured.projectors.cosines import columns
 from optax_structured.recipes.dct import dct_adamw, trion
 from optax_structured.recipes.grad_norm_lorp import grad_norm_lorp
 from optax_structured.recipes.ldadam import ldadam

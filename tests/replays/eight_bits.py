@@ -22,11 +22,12 @@ from replays.running import by_name, largest, path, rate
 from tolerances import FLIPPED_CODES, GOLDEN_8BIT_RUN, GOLDEN_BY_DTYPE
 
 import optax_structured as oxs
-from optax_structured.quantization import AffineCode, DynamicCode, on_grid
+from optax_structured.quantization import AffineCode, DynamicCode
 from optax_structured.quantization import rounding as draws
 from optax_structured.quantization.blocks import in_blocks
 from optax_structured.quantization.packing import pack
 from optax_structured.trees.paths import state_key
+from optax_structured.weights import on_grid
 
 NEVER = 2**30
 MOMENTS = ("mu", "nu")

@@ -10,8 +10,8 @@ from golden_files import Golden, Settings
 from replays.running import held, path
 
 import optax_structured as oxs
-from optax_structured.low_rank.projectors import OneSided, TwoSided
-from optax_structured.low_rank.projectors.two_sided import Sides
+from optax_structured.projectors import OneSided, TwoSided
+from optax_structured.projectors.two_sided import Sides
 
 Specs = dict[str, oxs.LowRank]  # by leaf, of those that are projected
 

@@ -5,8 +5,8 @@ from golden_files import Golden
 from replays.running import path
 from tolerances import rounding
 
-from optax_structured.low_rank.factors import factorize, merge
-from optax_structured.low_rank.welore import singular_values, welore_plan
+from optax_structured.weights.factors import factorize, merge
+from optax_structured.weights.welore import singular_values, welore_plan
 
 
 def welore(golden: Golden) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from optax_structured.quantization.entrywise import Shape, evaluate, is_entrywise, value_of
+from optax_structured.xla.entrywise import Shape, evaluate, is_entrywise, value_of
 
 Make = Callable[[bool], Any]  # an input; in blocks or in its own shape
 InBlocks = Callable[[jax.Array], jax.Array]

@@ -7,15 +7,15 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import (
+from optax_structured.projectors.base import (
     Basis,
     OneSided,
     check_count,
     widest,
 )
-from optax_structured.low_rank.projectors.hashing import mix, normal
-from optax_structured.low_rank.projectors.orthonormal import householder
+from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.orthonormal import householder
+from optax_structured.projectors.random_numbers import mix, normal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import Projector, transpose
-from optax_structured.low_rank.projectors.orthonormal import fix_signs, singular_vectors
+from optax_structured.projectors.base import Projector, transpose
+from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
 from optax_structured.trees.placement import by_matrix, like, product
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from optax_structured.low_rank.projectors.hashing import uniform
-from optax_structured.low_rank.projectors.orthonormal import magnitude
+from optax_structured.projectors.orthonormal import magnitude
+from optax_structured.projectors.random_numbers import uniform
 from optax_structured.trees.placement import product, repeated
 
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import jax
 
-from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import OneSided
-from optax_structured.low_rank.projectors.orthonormal import fix_signs, singular_vectors
+from optax_structured.projectors.base import OneSided
+from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
 from optax_structured.trees.placement import by_matrix, like
 
 

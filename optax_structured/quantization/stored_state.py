@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from optax_structured.quantization.checking import of_leaf
+from optax_structured.quantization.checks import of_leaf
 from optax_structured.quantization.codec import DynamicCode, is_encoded, is_mapped
 from optax_structured.quantization.dynamic import Dynamic
 from optax_structured.states import changed_setting

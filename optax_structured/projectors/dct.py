@@ -7,10 +7,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors import cosines
-from optax_structured.low_rank.projectors.base import Basis, OneSided, transpose, widest
-from optax_structured.low_rank.projectors.orthonormal import magnitude
+from optax_structured.projectors import cosines
+from optax_structured.projectors.base import Basis, OneSided, transpose, widest
+from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.orthonormal import magnitude
 from optax_structured.trees import Axes
 from optax_structured.trees.placement import like, repeated, whole_matrices
 

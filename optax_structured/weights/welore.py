@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from optax_structured.low_rank.spectra import Criterion, considered, scores, singular_values
 from optax_structured.trees import Axes, Rules, rules
 from optax_structured.trees.tables import aligned, kinds
+from optax_structured.weights.spectra import Criterion, considered, scores, singular_values
 
 # Published thresholds of `criterion="range"` for LLaMA-2 7B and 13B, by attempted reduction.
 LLAMA_2_THRESHOLDS = {

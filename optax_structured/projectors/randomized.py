@@ -4,16 +4,16 @@ import dataclasses
 
 import jax
 
-from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors.base import OneSided, check_count
-from optax_structured.low_rank.projectors.orthonormal import (
+from optax_structured.projectors.base import OneSided, check_count
+from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.orthonormal import (
     HIGHEST,
     fix_signs,
     householder,
     leading,
     magnitude,
 )
-from optax_structured.low_rank.projectors.range_finder import power_step, sketch
+from optax_structured.projectors.range_finder import power_step, sketch
 from optax_structured.trees.placement import like, product, repeated
 
 

@@ -13,8 +13,8 @@ import optax
 from jax.tree_util import DictKey, keystr
 
 from optax_structured.low_rank import inner_state
-from optax_structured.low_rank.frames import Frame
 from optax_structured.low_rank.leaves import Projected
+from optax_structured.projectors.frames import Frame
 from optax_structured.states import changed_setting
 from optax_structured.trees import name_of_key
 from optax_structured.trees.same import another_tree

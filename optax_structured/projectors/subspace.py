@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_structured.low_rank.frames import Frame, matrix_where
-from optax_structured.low_rank.projectors.base import Basis, OneSided, check_count
-from optax_structured.low_rank.projectors.hashing import uniform
-from optax_structured.low_rank.projectors.orthonormal import (
+from optax_structured.projectors.base import Basis, OneSided, check_count
+from optax_structured.projectors.frames import Frame, matrix_where
+from optax_structured.projectors.orthonormal import (
     ORTHONORMALIZE,
     Orthonormalize,
     check_orthonormalize,
 )
-from optax_structured.low_rank.projectors.range_finder import power_step
+from optax_structured.projectors.random_numbers import uniform
+from optax_structured.projectors.range_finder import power_step
 from optax_structured.trees.placement import like
 
 

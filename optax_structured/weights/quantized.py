@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.quantization.affine import Affine
-from optax_structured.quantization.checking import of_leaf
+from optax_structured.quantization.checks import of_leaf
 from optax_structured.quantization.codec import AffineCode
 from optax_structured.quantization.rounding import cast_stochastically
 from optax_structured.trees import Rules, as_rules, map_named, resolve

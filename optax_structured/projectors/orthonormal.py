@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.branch import branch
-from optax_structured.low_rank.projectors.base import transpose
+from optax_structured.projectors.base import transpose
 from optax_structured.trees.placement import by_matrix, like, product, repeated
 
 Orthonormalize = Literal["qr", "cholesky"]

@@ -10,8 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tolerances import CAPTURED, ORTHONORMAL, SAMPLED, reordered, rounding
 
-from optax_structured.low_rank.frames import Frame
-from optax_structured.low_rank.projectors import (
+from optax_structured.projectors import (
     DCT,
     SVD,
     RandomizedRange,
@@ -22,7 +21,8 @@ from optax_structured.low_rank.projectors import (
     cosines,
     orthonormal,
 )
-from optax_structured.low_rank.projectors.tucker import fractional_rank
+from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.tucker import fractional_rank
 from optax_structured.trees import Axes
 
 FITTED = [

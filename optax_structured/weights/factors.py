@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_structured.low_rank.spectra import host_matrix
-from optax_structured.low_rank.welore import WelorePlan
 from optax_structured.trees import Axes, map_named, named_leaves, rules
+from optax_structured.weights.spectra import host_matrix
+from optax_structured.weights.welore import WelorePlan
 
 
 @jax.tree_util.register_dataclass

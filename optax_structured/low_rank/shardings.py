@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from optax_structured.low_rank.frames import Frame
+from optax_structured.projectors.frames import Frame
 from optax_structured.trees import placement
 from optax_structured.trees.placement import Spec
 
