@@ -42,6 +42,7 @@ from optax_structured.low_rank import (
     scale_by_ldadam,
 )
 from optax_structured.memory import MemoryReport, memory_report, state_bytes
+from optax_structured.meshes import choose_sides, state_shardings
 from optax_structured.proximal import (
     AdamPreconditionerState,
     AdaptivePreconditionerState,
@@ -116,7 +117,6 @@ from optax_structured.regularizers import (
     TotalVariation,
     certificate,
 )
-from optax_structured.sharding import choose_sides, state_shardings
 from optax_structured.states import reinit
 from optax_structured.transforms import (
     AccumulateState,

@@ -12,23 +12,25 @@ import optax_structured
 ROOT = pathlib.Path(optax_structured.__file__).parent
 
 FLOORS = [
-    {"branch", "checks", "trees"},
-    {"regularizers", "turns", "xla"},
-    {"projectors"},
-    {"clock", "states"},  # the first that may import optax: all below is numerics
+    {"trees"},
+    {"meshes", "states"},
+    {"xla"},
+    {"regularizers", "projectors", "curvature", "step_sizes", "quantization"},
     {"transforms"},
-    {"quantization"},
     {"proximal", "low_rank", "weights"},
-    {"recipes", "presets"},
-    {"diagnostics", "memory", "sharding"},
+    {"recipes", "presets", "adapters", "compact"},
+    {"diagnostics", "memory"},
     {"contrib"},  # beside the optimizers: nothing imports it
-    {"planning", "report", "training", "cli", "__main__"},
+    {"planning", "training", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 TOP = len(FLOORS) - 1
 
-NUMERICS = {"jax", "numpy"}
-CORE = NUMERICS | {"optax", "chex"}
+# Rooms, and modules of other rooms, that never import optax.
+NUMERICS = {"trees", "xla", "meshes", "regularizers", "projectors", "curvature"}
+
+ARRAYS = {"jax", "numpy"}
+CORE = ARRAYS | {"optax", "chex"}
 EXTRAS = CORE | {"flax", "matplotlib", "orbax", "rich", "sklearn", "typer"}
 LIBRARIES = {"equinox", "flax", "haiku"}  # whose models `presets` reads, imported where they are
 
@@ -74,13 +76,14 @@ def test_wings_are_found_by_the_longest_name():
 def test_imports(path):
     here = wing_of(path)
     level = LEVEL.get(here, TOP)
-    allowed = EXTRAS if level == TOP and here else CORE if level >= LEVEL["clock"] else NUMERICS
+    allowed = EXTRAS if level == TOP and here else ARRAYS if here in NUMERICS else CORE
     for name, at_top in imports(path):
         first, *parts = name.split(".")
         if first == "optax_structured":
             target = wing(parts)
             if target is None:
                 assert level == TOP, f"{path}: {name} is all floors at once"
+                assert not parts or hasattr(optax_structured, parts[0]), f"{path}: no {name}"
             elif here is None:
                 assert LEVEL[target] < TOP, f"{path}: {name} needs the extras"
             else:

@@ -15,11 +15,11 @@ from optax_structured.low_rank.leaves import Projected
 from optax_structured.low_rank.residuals import NormScaled, Scaling
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import DEFAULTS
+from optax_structured.meshes.placement import product
 from optax_structured.projectors import OneSided, SubspaceIteration
 from optax_structured.projectors.frames import Frame
 from optax_structured.quantization.codec import is_encoded
 from optax_structured.trees import as_rules, name_of_key, named_leaves, resolve
-from optax_structured.trees.placement import product
 from optax_structured.trees.precision import at_least_float32
 
 

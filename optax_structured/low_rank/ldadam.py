@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction, check_nonnegative
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.low_rank.leaves import Projected, plan
 from optax_structured.low_rank.refit import seed_of
 from optax_structured.low_rank.refresh import Periodic
@@ -17,12 +15,15 @@ from optax_structured.low_rank.shardings import Places
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.state_check import check_leaves
 from optax_structured.low_rank.transports import Keep, variance_aware
+from optax_structured.meshes import placement
 from optax_structured.projectors import SVD, OneSided, SubspaceIteration
 from optax_structured.projectors.base import Basis
 from optax_structured.projectors.frames import Frame
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import Bases, ErrorBuffer, FirstMoment, SecondMoment
 from optax_structured.transforms.adam import average, divided
-from optax_structured.trees import Rules, as_rules, placement
+from optax_structured.trees import Rules, as_rules
+from optax_structured.trees.checks import check_fraction, check_nonnegative
 from optax_structured.trees.precision import (
     as_stored,
     as_update,

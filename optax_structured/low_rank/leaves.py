@@ -6,12 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from optax_structured.low_rank.spec import LowRank
+from optax_structured.meshes.placement import whole_matrices
 from optax_structured.projectors.base import transpose
 from optax_structured.projectors.frames import Frame
 from optax_structured.trees import Rules, named_leaves, resolve, state_keys
-from optax_structured.trees.placement import whole_matrices
-from optax_structured.trees.real import check_real
 from optax_structured.trees.rules import check_some_use
+from optax_structured.trees.tree_checks import check_real
 
 
 @dataclasses.dataclass(frozen=True)

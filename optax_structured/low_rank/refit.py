@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_structured.branch import branch
 from optax_structured.low_rank import inner_state
 from optax_structured.low_rank.leaves import Projected
 from optax_structured.low_rank.transports import stores_matrix
+from optax_structured.meshes import placement
 from optax_structured.projectors.frames import matrix_where
-from optax_structured.trees import placement
+from optax_structured.xla.conditional import branch
 
 
 class RefreshState(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_structured.checks import check_fraction
+from optax_structured.meshes.placement import like, whole_matrices
 from optax_structured.projectors.base import Basis, OneSided, Projector
 from optax_structured.projectors.frames import Frame, matrix_where
 from optax_structured.states.roles import Bases, Factor
-from optax_structured.trees.placement import like, whole_matrices
+from optax_structured.trees.checks import check_fraction
 
 
 class Refresh(abc.ABC):

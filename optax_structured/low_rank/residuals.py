@@ -7,13 +7,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_structured.checks import check_fraction
-from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.shardings import Places
+from optax_structured.meshes.placement import like, zeros
 from optax_structured.projectors.base import Factors, OneSided, Projector
 from optax_structured.projectors.frames import Frame
+from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms.limiter import limit
-from optax_structured.trees.placement import like, zeros
+from optax_structured.trees.checks import check_fraction
 from optax_structured.trees.precision import at_least_float32, finite
 
 _TINY = 1e-8  # added to norms that divide, in the unit of the gradient

@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 
+from optax_structured.meshes import placement
+from optax_structured.meshes.placement import Spec
 from optax_structured.projectors.frames import Frame
-from optax_structured.trees import placement
-from optax_structured.trees.placement import Spec
 
 
 class Places:

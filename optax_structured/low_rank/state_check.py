@@ -17,7 +17,7 @@ from optax_structured.low_rank.leaves import Projected
 from optax_structured.projectors.frames import Frame
 from optax_structured.states import changed_setting
 from optax_structured.trees import name_of_key
-from optax_structured.trees.same import another_tree
+from optax_structured.trees.tree_checks import another_tree
 
 Leaves = Mapping[str, tuple[Any, Projected | None]]
 Arrays = dict[str, tuple[tuple[int, ...], bool]]  # by place: the shape, and whether it is real

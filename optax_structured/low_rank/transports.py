@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_structured.checks import check_fraction
+from optax_structured.meshes.placement import like, product, whole_matrices
 from optax_structured.projectors import DCT
 from optax_structured.projectors.base import Basis, OneSided, Projector, transpose
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import householder
-from optax_structured.trees.placement import like, product, whole_matrices
+from optax_structured.trees.checks import check_fraction
 from optax_structured.trees.precision import at_least_float32
 
 # The fields of optax's states, by the power of the gradient that they average. Nothing is guessed:

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative
-from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank import inner_state
 from optax_structured.low_rank.leaves import Projected, plan
 from optax_structured.low_rank.refit import Refits, RefreshState
@@ -16,9 +14,12 @@ from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.shardings import Places
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.state_check import check_leaves, update_inner
+from optax_structured.meshes import placement
 from optax_structured.projectors import SubspaceIteration
+from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.states.roles import Bases, ErrorBuffer
-from optax_structured.trees import Rules, placement
+from optax_structured.trees import Rules
+from optax_structured.trees.checks import check_nonnegative
 from optax_structured.trees.precision import (
     as_update,
     at_least_float32,

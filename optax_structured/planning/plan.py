@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import optax_structured as oxs
 from optax_structured.memory import METHODS, MemoryReport, abstract_state, memory_report
+from optax_structured.meshes.shardings import state_shardings
 from optax_structured.quantization import Affine, Dynamic
-from optax_structured.sharding import state_shardings
 from optax_structured.training.state_bits import codec_of, default_state_bits, with_moments
 from optax_structured.trees import resolve
 

@@ -6,7 +6,7 @@ constants are the group axes of single leaves in the layouts of flax and haiku, 
 
 from optax_structured.presets.kernels import Kernel
 from optax_structured.presets.rules import axes, groups, kernels, low_rank
-from optax_structured.regularizers.presets import (
+from optax_structured.regularizers.layer_axes import (
     ATTENTION_IN_HEADS,
     ATTENTION_IN_INPUTS,
     ATTENTION_OUT_HEADS,

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from optax_structured.branch import branch
+from optax_structured.meshes.placement import product
 from optax_structured.projectors.frames import Frame, matrix_where
 from optax_structured.trees import Axes
-from optax_structured.trees.placement import product
 from optax_structured.trees.precision import at_least_float32
+from optax_structured.xla.conditional import branch
 
 Basis = Any  # a pytree of arrays
 Factors = Any  # what `project` and `lift` read

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from optax_structured.meshes.placement import like, repeated, whole_matrices
 from optax_structured.projectors import cosines
 from optax_structured.projectors.base import Basis, OneSided, transpose, widest
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import magnitude
 from optax_structured.trees import Axes
-from optax_structured.trees.placement import like, repeated, whole_matrices
 
 
 @dataclasses.dataclass(frozen=True)

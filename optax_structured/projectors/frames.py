@@ -7,7 +7,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from optax_structured.trees import Axes, placement, state_key
+from optax_structured.meshes import placement
+from optax_structured.trees import Axes, state_key
 
 
 @dataclasses.dataclass(frozen=True)

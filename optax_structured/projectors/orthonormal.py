@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from optax_structured.branch import branch
+from optax_structured.meshes.placement import by_matrix, like, product, repeated
 from optax_structured.projectors.base import transpose
-from optax_structured.trees.placement import by_matrix, like, product, repeated
+from optax_structured.xla.conditional import branch
 
 Orthonormalize = Literal["qr", "cholesky"]
 HIGHEST = jax.lax.Precision.HIGHEST

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from optax_structured.meshes.placement import like, product, repeated
 from optax_structured.projectors.base import OneSided, check_count
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import (
@@ -14,7 +15,6 @@ from optax_structured.projectors.orthonormal import (
     magnitude,
 )
 from optax_structured.projectors.range_finder import power_step, sketch
-from optax_structured.trees.placement import like, product, repeated
 
 
 @dataclasses.dataclass(frozen=True)

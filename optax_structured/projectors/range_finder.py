@@ -5,9 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from optax_structured.meshes.placement import product, repeated
 from optax_structured.projectors.orthonormal import magnitude
 from optax_structured.projectors.random_numbers import uniform
-from optax_structured.trees.placement import product, repeated
 
 
 def sketch(gradient: jax.Array, columns: int, seed: jax.Array) -> jax.Array:

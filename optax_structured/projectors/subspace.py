@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_structured.meshes.placement import like
 from optax_structured.projectors.base import Basis, OneSided, check_count
 from optax_structured.projectors.frames import Frame, matrix_where
 from optax_structured.projectors.orthonormal import (
@@ -17,7 +18,6 @@ from optax_structured.projectors.orthonormal import (
 )
 from optax_structured.projectors.random_numbers import uniform
 from optax_structured.projectors.range_finder import power_step
-from optax_structured.trees.placement import like
 
 
 @dataclasses.dataclass(frozen=True)

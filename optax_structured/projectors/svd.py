@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 
+from optax_structured.meshes.placement import by_matrix, like
 from optax_structured.projectors.base import OneSided
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
-from optax_structured.trees.placement import by_matrix, like
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_structured.meshes.placement import like, product, repeated, whole_matrices
 from optax_structured.projectors.base import Projector, check_count, check_rank, transpose
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import fix_signs, leading, magnitude
 from optax_structured.trees import Axes
-from optax_structured.trees.placement import like, product, repeated, whole_matrices
 
 Matrices = tuple[jax.Array, ...]  # F_k, (*batch, n_k, r_k)
 

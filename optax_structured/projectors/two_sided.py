@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_structured.meshes.placement import by_matrix, like, product
 from optax_structured.projectors.base import Projector, transpose
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
-from optax_structured.trees.placement import by_matrix, like, product
 
 
 class Sides(NamedTuple):

@@ -7,13 +7,13 @@ from optax_structured.proximal.averaging import (
     moving_average,
 )
 from optax_structured.proximal.fused import FusedExact
-from optax_structured.proximal.points import PointState, prox_point, record_point
 from optax_structured.proximal.preconditioners import (
     AdamPreconditionerState,
     AdaptivePreconditionerState,
     adam_preconditioner,
     adaptive_preconditioner,
 )
+from optax_structured.proximal.prox_point import PointState, prox_point, record_point
 from optax_structured.proximal.prox_step import ProxStepState, prox_step
 from optax_structured.proximal.restart import RestartState, Stages, restart_at
 from optax_structured.proximal.solvers import Exact, ProximalGradient, Solver, WeightedALS

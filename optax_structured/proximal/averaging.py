@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction, check_nonnegative, check_params
-from optax_structured.clock import (
+from optax_structured.proximal.subproblem import Subproblem, itself
+from optax_structured.states.clock import (
     Clock,
     ScalarOrSchedule,
     new_clock,
@@ -15,11 +15,10 @@ from optax_structured.clock import (
     root_of_count,
     tick,
 )
-from optax_structured.proximal.subproblem import Subproblem, itself
 from optax_structured.states.roles import FirstMoment, GradientSum, Point
+from optax_structured.trees.checks import check_fraction, check_nonnegative, check_params
 from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
-from optax_structured.trees.real import check_real
-from optax_structured.trees.same import check_same_tree
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
 class DualAveragingState(NamedTuple):

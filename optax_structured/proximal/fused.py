@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from optax_structured.meshes.placement import on_explicit_mesh
 from optax_structured.proximal.solvers import Exact
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.regularizers.group import GroupLasso
 from optax_structured.regularizers.secular import solve_group
-from optax_structured.trees.placement import on_explicit_mesh
 
 _BLOCK = 2**17  # entries of a block, of which four arrays are in fast memory, twice
 _LARGEST = 2**18

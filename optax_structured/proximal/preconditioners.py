@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import (
+from optax_structured.proximal.averaging import averaged
+from optax_structured.proximal.subproblem import Subproblem, subproblems_only
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.states.roles import SecondMoment
+from optax_structured.trees.checks import (
     check_fraction,
     check_nonnegative,
     check_positive,
 )
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
-from optax_structured.proximal.averaging import averaged
-from optax_structured.proximal.subproblem import Subproblem, subproblems_only
-from optax_structured.states.roles import SecondMoment
-from optax_structured.transforms.roots import cube_root
 from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
-from optax_structured.trees.same import check_same_tree
+from optax_structured.trees.tree_checks import check_same_tree
+from optax_structured.xla.cube_root import cube_root
 
 
 class AdaptivePreconditionerState(NamedTuple):

@@ -6,22 +6,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative, check_params, is_more_than_zero
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
-from optax_structured.proximal.in_turn import Task, solve_in_turn
+from optax_structured.proximal.solve_leaves import Task, solve_in_turn
 from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.proximal.subproblem import Subproblem, itself
 from optax_structured.regularizers.base import Regularizer
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.trees import Rules, as_rules, resolve
+from optax_structured.trees.checks import check_nonnegative, check_params, is_more_than_zero
 from optax_structured.trees.precision import (
     at_least_float32,
     common_dtype,
     scalar_dtype,
     wide_dtype,
 )
-from optax_structured.trees.real import check_real
 from optax_structured.trees.rules import check_some_use
-from optax_structured.trees.same import check_same_tree
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
 class ProxStepState(NamedTuple):

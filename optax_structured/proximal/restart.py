@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction, check_params
-from optax_structured.clock import Clock, ScalarOrSchedule
+from optax_structured.states.clock import Clock, ScalarOrSchedule
 from optax_structured.transforms import SkipNonfiniteState
+from optax_structured.trees.checks import check_fraction, check_params
 
 # What these states hold beside their inner state is kept.
 _COUNTED = (

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from optax_structured.trees.placement import Spec, on_explicit_mesh, spec_of
+from optax_structured.meshes.placement import Spec, on_explicit_mesh, spec_of
 
 
 class Layout(NamedTuple):

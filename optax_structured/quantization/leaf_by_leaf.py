@@ -11,8 +11,8 @@ from optax_structured.quantization.blocks import in_blocks, out_of_blocks
 from optax_structured.quantization.codec import is_encoded
 from optax_structured.quantization.settled import settled
 from optax_structured.quantization.stored_state import Plan
-from optax_structured.turns import zero_after
 from optax_structured.xla.output_by_output import InTurn
+from optax_structured.xla.sequencing import zero_after
 
 
 def leaf_by_leaf(

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
+from optax_structured.meshes.placement import on_explicit_mesh
 from optax_structured.quantization.codec import is_encoded
-from optax_structured.trees.placement import on_explicit_mesh
 
 
 def settled(encode: Callable[[Any], Any], fresh: Any, old: Any) -> Any:

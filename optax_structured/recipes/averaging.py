@@ -5,9 +5,9 @@ from typing import Any
 
 import optax
 
-from optax_structured.checks import check_fraction
-from optax_structured.clock import ScalarOrSchedule
-from optax_structured.proximal.points import record_point
+from optax_structured.proximal.prox_point import record_point
+from optax_structured.states.clock import ScalarOrSchedule
+from optax_structured.trees.checks import check_fraction
 
 
 def averaged(

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction
-from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.leaves import plan
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, ErrorFeedback
@@ -16,8 +14,10 @@ from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.wrapper import low_rank_projection
 from optax_structured.projectors import DCT
 from optax_structured.recipes.descent import decoupled, descent, finite
+from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms import debiased_adam, orthogonalize
 from optax_structured.trees import Rules, resolve
+from optax_structured.trees.checks import check_fraction
 
 Scaling = Literal["kj", "kimi", "dion", "none"]
 

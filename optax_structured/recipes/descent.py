@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import optax
 
-from optax_structured.checks import check_nonnegative
-from optax_structured.clock import ScalarOrSchedule, is_zero
+from optax_structured.states.clock import ScalarOrSchedule, is_zero
 from optax_structured.transforms import bias_correction, uncorrected_adam
 from optax_structured.trees import precision
+from optax_structured.trees.checks import check_nonnegative
 
 
 def descent(

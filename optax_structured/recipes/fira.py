@@ -2,11 +2,11 @@
 
 import optax
 
-from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.residuals import NormScaled, Scaling
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.projectors import RandomProjection
 from optax_structured.recipes.galore import galore
+from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.trees import Rules
 
 _FIRA = LowRank(rank=1, residual=NormScaled())

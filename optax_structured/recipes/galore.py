@@ -2,10 +2,10 @@
 
 import optax
 
-from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
 from optax_structured.recipes.descent import adam_or, descent
+from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms import decay_updated_weights
 from optax_structured.trees import Rules
 

@@ -7,12 +7,11 @@ from typing import Any, Literal, get_args
 import jax
 import optax
 
-from optax_structured.checks import check_nonnegative
-from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
-from optax_structured.recipes.closing import closed
 from optax_structured.recipes.descent import descent
+from optax_structured.recipes.end_of_chain import closed
+from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms import (
     bias_correction,
     decay_updated_weights,
@@ -21,6 +20,7 @@ from optax_structured.transforms import (
     weight_normalized,
 )
 from optax_structured.trees import Axes, Rules, as_rules, resolve
+from optax_structured.trees.checks import check_nonnegative
 
 Mode = Literal["weight_norm", "lookahead"]
 

@@ -2,10 +2,10 @@
 
 import optax
 
-from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.ldadam import scale_by_ldadam
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.recipes.descent import decoupled, descent
+from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.trees import Rules
 
 

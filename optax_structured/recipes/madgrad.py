@@ -5,13 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative
-from optax_structured.clock import ScalarOrSchedule
 from optax_structured.proximal.averaging import dual_averaging
 from optax_structured.proximal.preconditioners import adaptive_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.recipes.averaging import averaged, combined
+from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms import primal_averaging, scale_by_mirror_madgrad
+from optax_structured.trees.checks import check_nonnegative
 
 
 def madgrad(

@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import optax
 
-from optax_structured.clock import ScalarOrSchedule
 from optax_structured.low_rank.refresh import Lazy
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.wrapper import DEFAULTS, low_rank_projection
 from optax_structured.quantization import Affine, Dynamic, quantized
-from optax_structured.recipes.closing import closed_chain
 from optax_structured.recipes.descent import descent
+from optax_structured.recipes.end_of_chain import closed_chain
+from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms import debiased_adam, decay_updated_weights
 from optax_structured.trees import Rules, as_rules, resolve
 from optax_structured.weights import keep_on_grid

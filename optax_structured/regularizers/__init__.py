@@ -1,7 +1,7 @@
 """Regularizers: value, prox in a diagonal metric, support and zero test, one family a file."""
 
-from optax_structured.regularizers import presets
 from optax_structured.regularizers.base import Regularizer
+from optax_structured.regularizers.binary import DistanceToSign
 from optax_structured.regularizers.certificate import certificate
 from optax_structured.regularizers.constraints import Box, NonNegative
 from optax_structured.regularizers.entrywise import L1, ElasticNet
@@ -13,9 +13,8 @@ from optax_structured.regularizers.group import (
     SparseGroupLasso,
 )
 from optax_structured.regularizers.group_mcp import GroupMCP
-from optax_structured.regularizers.hard import L0, LHalf, LTwoThirds
 from optax_structured.regularizers.nuclear import NuclearNorm
-from optax_structured.regularizers.quantizing import DistanceToSign
+from optax_structured.regularizers.powers import L0, LHalf, LTwoThirds
 from optax_structured.regularizers.simplex import Simplex
 from optax_structured.regularizers.total_variation import TotalVariation
 
@@ -40,5 +39,4 @@ __all__ = [
     "SparseGroupLasso",
     "TotalVariation",
     "certificate",
-    "presets",
 ]

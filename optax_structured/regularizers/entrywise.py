@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.checks import check_nonnegative
 from optax_structured.regularizers.base import Regularizer, promote
+from optax_structured.trees.checks import check_nonnegative
 from optax_structured.trees.precision import at_least_float32
 
 

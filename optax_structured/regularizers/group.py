@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.checks import check_fraction
 from optax_structured.regularizers.base import promote
 from optax_structured.regularizers.entrywise import soft
 from optax_structured.regularizers.groups import Grouped
 from optax_structured.regularizers.secular import solve_group
+from optax_structured.trees.checks import check_fraction
 from optax_structured.trees.precision import at_least_float32
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.checks import check_positive
 from optax_structured.regularizers.base import promote
 from optax_structured.regularizers.groups import Grouped
+from optax_structured.trees.checks import check_positive
 
 _NEWTON_STEPS = 12
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.checks import check_positive
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.trees.axes import AxisLike, group_view
+from optax_structured.trees.checks import check_positive
 from optax_structured.trees.precision import at_least_float32
 
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from optax_structured.meshes.placement import by_matrix, whole
 from optax_structured.regularizers.base import Regularizer, promote
 from optax_structured.regularizers.proximal_gradient import accelerated_proximal_gradient
 from optax_structured.trees.axes import Axes, normalize_axes
-from optax_structured.trees.placement import by_matrix, whole
 from optax_structured.trees.precision import at_least_float32
 
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.checks import check_positive
 from optax_structured.regularizers.base import promote
 from optax_structured.regularizers.groups import OnGroups
+from optax_structured.trees.checks import check_positive
 from optax_structured.trees.precision import at_least_float32
 
 

@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from optax_structured.checks import check_positive
 from optax_structured.training.state_bits import HELP, codec_of, in_words
+from optax_structured.trees.checks import check_positive
 
 
 def option(text: str, default: Any = None, *, own: bool = False) -> Any:

@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from optax_structured import report
-from optax_structured.training import loop, plots
+from optax_structured.training import loop, plots, report
 from optax_structured.training.config import check_same, given_only
 from optax_structured.training.folder import load_config
 from optax_structured.training.task import Task

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_structured.branch import branch
 from optax_structured.states.roles import Pending
 from optax_structured.trees.precision import as_stored, as_updates, at_least_float32
+from optax_structured.xla.conditional import branch
 
 
 class AccumulateState(NamedTuple):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_structured.checks import check_fraction, check_nonnegative
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import FirstMoment, SecondMoment
+from optax_structured.trees.checks import check_fraction, check_nonnegative
 from optax_structured.trees.precision import (
     as_stored,
     as_updates,
@@ -17,7 +17,7 @@ from optax_structured.trees.precision import (
     scalar_dtype,
     wide_dtype,
 )
-from optax_structured.trees.real import check_real
+from optax_structured.trees.tree_checks import check_real
 
 
 def uncorrected_adam(

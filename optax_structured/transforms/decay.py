@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative, check_params
-from optax_structured.clock import Clock, ScalarOrSchedule, is_zero, new_clock, now, tick
+from optax_structured.states.clock import Clock, ScalarOrSchedule, is_zero, new_clock, now, tick
+from optax_structured.trees.checks import check_nonnegative, check_params
 from optax_structured.trees.precision import as_update, at_least_float32
 
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_positive
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import Factor
+from optax_structured.trees.checks import check_positive
 from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype, wide_dtype
-from optax_structured.trees.real import check_real
+from optax_structured.trees.tree_checks import check_real
 
 
 class NormGrowthLimiterState(NamedTuple):

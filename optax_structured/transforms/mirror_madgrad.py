@@ -6,12 +6,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, root_of_count, tick
+from optax_structured.states.clock import (
+    Clock,
+    ScalarOrSchedule,
+    new_clock,
+    now,
+    root_of_count,
+    tick,
+)
 from optax_structured.states.roles import SecondMoment
-from optax_structured.transforms.roots import cube_root
+from optax_structured.trees.checks import check_nonnegative
 from optax_structured.trees.precision import at_least_float32
-from optax_structured.trees.same import check_same_tree
+from optax_structured.trees.tree_checks import check_same_tree
+from optax_structured.xla.cube_root import cube_root
 
 
 class ScaleByMirrorMadgradState(NamedTuple):

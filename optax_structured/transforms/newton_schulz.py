@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.trees.placement import product
+from optax_structured.meshes.placement import product
 from optax_structured.trees.precision import as_updates, at_least_float32
-from optax_structured.trees.real import check_real
+from optax_structured.trees.tree_checks import check_real
 
 Coefficients = tuple[float, float, float]
 QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_structured.meshes.placement import agreed, like
 from optax_structured.states import owners
-from optax_structured.trees.placement import agreed, like
 from optax_structured.xla.traced import Traced
 
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction, check_params
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import Point
+from optax_structured.trees.checks import check_fraction, check_params
 from optax_structured.trees.precision import at_least_float32, common_dtype
-from optax_structured.trees.same import check_same_tree
+from optax_structured.trees.tree_checks import check_same_tree
 
 
 class PrimalAveragingState(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction, check_nonnegative
+from optax_structured.trees.checks import check_fraction, check_nonnegative
 
 
 def uncorrected_rms(

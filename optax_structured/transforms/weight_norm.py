@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_params
 from optax_structured.states.roles import Factor, Point
 from optax_structured.trees import (
     Axes,
@@ -16,6 +15,7 @@ from optax_structured.trees import (
     state_key,
     state_keys,
 )
+from optax_structured.trees.checks import check_params
 from optax_structured.trees.precision import (
     as_stored,
     as_update,
@@ -23,8 +23,7 @@ from optax_structured.trees.precision import (
     finite,
     wide_dtype,
 )
-from optax_structured.trees.real import check_real
-from optax_structured.trees.same import check_same_tree
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
 class WeightNormalizedState(NamedTuple):

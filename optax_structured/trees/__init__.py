@@ -1,5 +1,6 @@
 """Names, rules and views of the leaves of a parameter tree."""
 
+from optax_structured.trees.assignment import Assignment
 from optax_structured.trees.axes import Axes, AxisLike, Side, group_view, normalize_axes
 from optax_structured.trees.paths import (
     map_named,
@@ -10,7 +11,6 @@ from optax_structured.trees.paths import (
     state_keys,
 )
 from optax_structured.trees.rules import Rules, as_rules, resolve, rules
-from optax_structured.trees.settled import Assignment
 
 __all__ = [
     "Assignment",

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from optax_structured.trees import settled
+from optax_structured.trees import assignment
+from optax_structured.trees.assignment import Assignment, Settled
 from optax_structured.trees.matching import check_used, match, same
 from optax_structured.trees.paths import is_hole, is_masked, named_positions
-from optax_structured.trees.settled import Assignment, Settled
 
 
 class _Missing(enum.Enum):
@@ -148,7 +148,7 @@ class Rules:
         kernel  (2, 3)  float32  default  'sparse'
         2 leaves of 9 entries; 1 of 3 entries stay plain
         """
-        return settled.table(settle(self, params), [pattern for pattern, _ in self.pairs])
+        return assignment.table(settle(self, params), [pattern for pattern, _ in self.pairs])
 
 
 def rules(*pairs: tuple[str, Any], default: Any = _Missing.DEFAULT) -> Rules:
@@ -206,7 +206,7 @@ def resolve(structure: Any, params: Any) -> list[Any]:
 
 def settle(structure: Any, params: Any) -> list[Settled]:
     """`resolve`, with the path and rule of each leaf and why it cannot take the default."""
-    return [settled.settled(item) for item in as_rules(structure).assign(params)]
+    return [assignment.settled(item) for item in as_rules(structure).assign(params)]
 
 
 # From so many entries on, a lone vector is taken for a tree that `optax.flatten` has flattened.

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_params
-from optax_structured.clock import Clock, new_clock, tick
+from optax_structured.meshes.placement import like
 from optax_structured.quantization.affine import Affine
 from optax_structured.quantization.checks import of_leaf
+from optax_structured.states.clock import Clock, new_clock, tick
 from optax_structured.trees import Rules, map_named, named_leaves, resolve
-from optax_structured.trees.placement import like
+from optax_structured.trees.checks import check_params
 from optax_structured.trees.precision import wide_dtype
-from optax_structured.trees.real import check_real
+from optax_structured.trees.tree_checks import check_real
 from optax_structured.weights.quantized import Grid, key_of, weight_codecs
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from optax_structured.trees.placement import on_explicit_mesh
+from optax_structured.meshes.placement import on_explicit_mesh
 
 Shape = tuple[int, ...]
 

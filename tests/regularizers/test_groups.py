@@ -7,7 +7,7 @@ import pytest
 from tolerances import assert_close, rounding
 
 from optax_structured import regularizers as r
-from optax_structured.regularizers import presets
+from optax_structured.regularizers import layer_axes
 
 GROUPED = [r.GroupLasso, r.SparseGroupLasso, r.GroupL0, r.GroupMCP]
 grouped = pytest.mark.parametrize("kind", GROUPED)
@@ -16,16 +16,16 @@ grouped = pytest.mark.parametrize("kind", GROUPED)
 @pytest.mark.parametrize(
     ("group_axis", "shape", "groups", "size"),
     [
-        (presets.DENSE_INPUTS, (7, 5), (7,), 5),
-        (presets.DENSE_OUTPUTS, (7, 5), (5,), 7),
-        (presets.CONV_INPUTS, (3, 3, 7, 5), (7,), 45),
-        (presets.CONV_INPUTS, (3, 7, 5), (7,), 15),
-        (presets.CONV_FILTERS, (3, 3, 7, 5), (5,), 63),
-        (presets.DEPTHWISE_FILTERS, (3, 3, 1, 5), (5,), 9),
-        (presets.ATTENTION_IN_INPUTS, (7, 4, 5), (7,), 20),
-        (presets.ATTENTION_IN_HEADS, (7, 4, 5), (4,), 35),
-        (presets.ATTENTION_OUT_INPUTS, (4, 5, 7), (4, 5), 7),
-        (presets.ATTENTION_OUT_HEADS, (4, 5, 7), (4,), 35),
+        (layer_axes.DENSE_INPUTS, (7, 5), (7,), 5),
+        (layer_axes.DENSE_OUTPUTS, (7, 5), (5,), 7),
+        (layer_axes.CONV_INPUTS, (3, 3, 7, 5), (7,), 45),
+        (layer_axes.CONV_INPUTS, (3, 7, 5), (7,), 15),
+        (layer_axes.CONV_FILTERS, (3, 3, 7, 5), (5,), 63),
+        (layer_axes.DEPTHWISE_FILTERS, (3, 3, 1, 5), (5,), 9),
+        (layer_axes.ATTENTION_IN_INPUTS, (7, 4, 5), (7,), 20),
+        (layer_axes.ATTENTION_IN_HEADS, (7, 4, 5), (4,), 35),
+        (layer_axes.ATTENTION_OUT_INPUTS, (4, 5, 7), (4, 5), 7),
+        (layer_axes.ATTENTION_OUT_HEADS, (4, 5, 7), (4,), 35),
         ((), (7, 5), (), 35),
     ],
 )
@@ -39,7 +39,7 @@ def test_presets(group_axis, shape, groups, size):
 
     # The same groups in every layer of a stack, each layer on its own.
     layers = jnp.stack([w, 0 * w, 2 * w])
-    stacked = presets.stacked(regularizer)
+    stacked = layer_axes.stacked(regularizer)
     stacked.check(layers.shape)
     assert stacked.group_size(layers.shape) == size
     assert stacked.support(layers).shape == (3, *groups)
@@ -48,8 +48,8 @@ def test_presets(group_axis, shape, groups, size):
 @grouped
 def test_stacked_layers_are_solved_one_by_one(kind):
     layers = jax.random.normal(jax.random.key(0), (3, 7, 5))
-    each = jax.vmap(lambda layer: kind(presets.DENSE_INPUTS).prox(layer, 1.3, 0.1))(layers)
-    stacked = presets.stacked(kind(presets.DENSE_INPUTS)).prox(layers, 1.3, 0.1)
+    each = jax.vmap(lambda layer: kind(layer_axes.DENSE_INPUTS).prox(layer, 1.3, 0.1))(layers)
+    stacked = layer_axes.stacked(kind(layer_axes.DENSE_INPUTS)).prox(layers, 1.3, 0.1)
     assert_close(stacked, each, rounding(each.dtype))
     # Stacked in the middle: said by hand.
     middle = kind(0, batch_axis=1).prox(jnp.moveaxis(layers, 0, 1), 1.3, 0.1)
@@ -58,15 +58,15 @@ def test_stacked_layers_are_solved_one_by_one(kind):
 
 def test_stacked_wants_axes_from_the_end_and_a_group():
     with pytest.raises(ValueError, match="counts from the end, got 0"):
-        presets.stacked(r.GroupLasso(0))
+        layer_axes.stacked(r.GroupLasso(0))
     with pytest.raises(TypeError, match="take stacked leaves as they are"):
-        presets.stacked(r.L1())
+        layer_axes.stacked(r.L1())
 
 
 @grouped
 def test_groups_die_as_wholes(kind):
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 16)) * jnp.linspace(0, 1, 8)[:, None]
-    regularizer = kind(presets.CONV_INPUTS)
+    regularizer = kind(layer_axes.CONV_INPUTS)
     w = regularizer.prox(kernel, jnp.exp(kernel), 0.3)
     alive = np.any(np.asarray(w) != 0, axis=(0, 1, 3))
     np.testing.assert_array_equal(regularizer.support(w), alive)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.checks import check_nonnegative, check_positive
+from optax_structured.trees.checks import check_nonnegative, check_positive
 from optax_structured.trees.precision import at_least_float32
 
 Metric: TypeAlias = Literal[

@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Self
 
-from optax_structured.checks import check_fraction, check_nonnegative, check_positive
 from optax_structured.training import config
 from optax_structured.training.config import option
 from optax_structured.training.images import data as sets
 from optax_structured.training.images import models, recipes
 from optax_structured.training.names import one_of
 from optax_structured.training.state_bits import codec_of
+from optax_structured.trees.checks import check_fraction, check_nonnegative, check_positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ import optax
 
 from optax_structured.proximal import Exact, ProximalGradient, Stages, restart_at
 from optax_structured.recipes import prox_adam, prox_sgd, prox_ssi, ramda, rmda
-from optax_structured.regularizers import L1, GroupLasso, NuclearNorm, presets
+from optax_structured.regularizers import L1, GroupLasso, NuclearNorm
+from optax_structured.regularizers.layer_axes import DENSE_INPUTS
 from optax_structured.training.names import check_known
 from optax_structured.trees import Rules, rules
 
@@ -150,7 +151,7 @@ def structure(regularizer: str) -> Rules | None:
       ValueError: an unknown name.
     """
     if regularizer == "group_lasso":  # a group is what a layer reads from one input
-        return rules(("bias", None), default=GroupLasso(presets.DENSE_INPUTS))
+        return rules(("bias", None), default=GroupLasso(DENSE_INPUTS))
     if regularizer == "l1":
         return rules(("bias", None), default=L1())
     if regularizer == "nuclear":  # of dense kernels, as in the published runs

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from optax_structured import diagnostics, report
+from optax_structured import diagnostics
 from optax_structured.proximal import Stages, prox_point
 from optax_structured.regularizers import NuclearNorm
+from optax_structured.training import report
 from optax_structured.training.folder import Row
 from optax_structured.training.history import Evaluation, History
 from optax_structured.training.images import data, models, plots, recipes

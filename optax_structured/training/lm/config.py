@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Self
 
-from optax_structured.checks import check_nonnegative, check_positive
 from optax_structured.training import config
 from optax_structured.training.config import check_count, option
 from optax_structured.training.lm import recipes
 from optax_structured.training.lm import text as texts
 from optax_structured.training.names import check_known, one_of
 from optax_structured.training.state_bits import default_state_bits
+from optax_structured.trees.checks import check_nonnegative, check_positive
 
 EVALUATIONS = 10
 _COUNTS = ("width", "layers", "heads", "sequence", "batch_size", "steps", "evaluate_every")

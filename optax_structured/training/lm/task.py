@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from optax_structured import report
 from optax_structured.memory import MemoryReport, memory_report
+from optax_structured.training import report
 from optax_structured.training.folder import Row, write_table
 from optax_structured.training.history import Evaluation, History
 from optax_structured.training.lm import plots, probes, recipes

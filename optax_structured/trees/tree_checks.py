@@ -1,9 +1,10 @@
-"""Whether two trees have the same leaves, and a sentence for where they differ."""
+"""Checks of whole trees: the leaves known from `init`, and real ones."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_structured.trees.paths import named_leaves
@@ -48,3 +49,21 @@ parameters that are updated; leave leaves out with optax.masked or optax.partiti
         f"{element} was given another tree than that of {whose}: {shown}. Call init with the "
         "parameters that are updated; leave leaves out with optax.masked or optax.partition"
     )
+
+
+def check_real(element: str, tree: Any) -> None:
+    """Raises ValueError for a tree with a complex leaf.
+
+    >>> check_real("galore", {"phase": 1j})
+    Traceback (most recent call last):
+    ValueError: galore takes real leaves, and 'phase' is complex64: wrap the whole optimizer in \
+optax.contrib.split_real_and_imaginary, which makes two real leaves of it
+    """
+    for name, leaf in named_leaves(tree):
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{element} takes real leaves, and {name!r} is {dtype.name}: wrap the whole "
+                "optimizer in optax.contrib.split_real_and_imaginary, which makes two real leaves "
+                "of it"
+            )

@@ -5,15 +5,15 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_fraction, check_nonnegative
-from optax_structured.clock import Clock, ScalarOrSchedule, now
 from optax_structured.proximal.averaging import moving_average
 from optax_structured.proximal.preconditioners import adam_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver
-from optax_structured.recipes.closing import closed_chain
+from optax_structured.recipes.end_of_chain import closed_chain
 from optax_structured.regularizers.base import Regularizer
+from optax_structured.states.clock import Clock, ScalarOrSchedule, now
 from optax_structured.trees import Rules
+from optax_structured.trees.checks import check_fraction, check_nonnegative
 
 _EXACT = Exact()
 

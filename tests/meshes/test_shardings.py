@@ -22,7 +22,7 @@ from tolerances import reordered
 
 import optax_structured as oxs
 from optax_structured.memory import state_bytes
-from optax_structured.sharding import choose_sides, state_shardings
+from optax_structured.meshes.shardings import choose_sides, state_shardings
 
 # The compressed axis of `kernel` is whole on every device, that of `stack` is sharded (FSDP).
 SHAPES = {"kernel": (16, 64), "stack": (8, 16, 32), "norm": (16,)}
@@ -249,7 +249,7 @@ import optax_structured as oxs
 from hlo import steady_collectives
 from optax_structured.memory import PLAIN_LEAVES, llama, state_bytes
 from optax_structured.planning import place
-from optax_structured.sharding import choose_sides, state_shardings
+from optax_structured.meshes.shardings import choose_sides, state_shardings
 
 devices, stacked = int(sys.argv[1]), sys.argv[2] == "stacked"
 mesh = jax.make_mesh((devices,), ("fsdp",), axis_types=(AxisType.Auto,))

@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_params
 from optax_structured.proximal.averaging import DualAveragingState, averaged_subproblems
-from optax_structured.proximal.in_turn import Task, solve_in_turn
 from optax_structured.proximal.preconditioners import (
     AdaptivePreconditionerState,
     in_cube_root_metric,
 )
 from optax_structured.proximal.prox_step import ProxStepState
+from optax_structured.proximal.solve_leaves import Task, solve_in_turn
 from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.quantization.codec import is_encoded
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.states.roles import Point
 from optax_structured.trees import Rules, resolve
+from optax_structured.trees.checks import check_params
 
 
 def prox_point(

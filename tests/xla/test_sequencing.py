@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_structured as oxs
-from optax_structured.turns import zero_after
+from optax_structured.xla.sequencing import zero_after
 
 FLOATS = [0, 1, 200, -3.0, np.nan, np.inf, -np.inf]
 BYTES = [0, 1, 255]

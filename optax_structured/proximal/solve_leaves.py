@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_structured.meshes.placement import on_explicit_mesh
 from optax_structured.proximal.solvers import Solver
 from optax_structured.proximal.subproblem import Subproblem
 from optax_structured.regularizers.base import Regularizer
-from optax_structured.trees.placement import on_explicit_mesh
-from optax_structured.turns import zero_after
+from optax_structured.xla.sequencing import zero_after
 
 _LOOP_SIZE = 3 * 2**19  # entries of all leaves of a loop: copies fit the caches of a CPU
 

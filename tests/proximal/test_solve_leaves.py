@@ -13,7 +13,7 @@ from recipes_table import normal_tree
 from tolerances import assert_close, reordered
 
 import optax_structured as oxs
-from optax_structured.proximal import in_turn
+from optax_structured.proximal import solve_leaves
 
 GROUPS = oxs.GroupLasso(group_axis=-2)
 SHAPES = {"a": (8, 16), "b": (16, 8), "c": (8, 16), "d": (8, 16), "bias": (16,)}
@@ -52,7 +52,7 @@ def assert_trees_close(actual, expected, dtype=jnp.float32):
 def test_a_loop_solves_each_leaf_as_if_alone(name, dtype, monkeypatch):
     params, grads = (normal_tree(key, SHAPES, dtype) for key in ("params", 0))
     together = steps(OPTIMIZERS[name](), params, grads)
-    monkeypatch.setattr(in_turn, "_LOOP_SIZE", 0)
+    monkeypatch.setattr(solve_leaves, "_LOOP_SIZE", 0)
     assert_trees_close(together, steps(OPTIMIZERS[name](), params, grads), dtype)
 
 
@@ -177,15 +177,15 @@ def test_outside_jit_no_loop_is_compiled_anew_at_every_step():
 
 
 def test_large_leaves_are_solved_where_they_are():
-    large = (2, in_turn._LOOP_SIZE // 3)
+    large = (2, solve_leaves._LOOP_SIZE // 3)
     seen, _ = traced([large] * 3)
     assert seen == [large] * 3
 
 
 def test_a_loop_holds_copies_of_so_many_entries_and_no_more():
     """The sum of gradients, that of squares, the anchor, and the points."""
-    leaves = 4 * in_turn._LOOP_SIZE // 256**2
+    leaves = 4 * solve_leaves._LOOP_SIZE // 256**2
     seen, lowered = traced([(256, 256)] * leaves)
     assert len(seen) == 4
     temporary = lowered.compile().memory_analysis().temp_size_in_bytes
-    assert temporary <= 4 * 1.1 * in_turn._LOOP_SIZE * 4
+    assert temporary <= 4 * 1.1 * solve_leaves._LOOP_SIZE * 4
