@@ -5,7 +5,7 @@ directions of each gradient; `quantized` keeps the state of any optimizer in 8 o
 counts what all of it takes before anything is allocated.
 """
 
-from optax_structured import diagnostics, memory, presets
+from optax_structured import adapters, diagnostics, memory, presets
 from optax_structured.low_rank import (
     DCT,
     SVD,
@@ -254,6 +254,7 @@ __all__ = [
     "WelorePlanEntry",
     "accumulate",
     "adam_preconditioner",
+    "adapters",
     "adaptive_preconditioner",
     "apollo",
     "apollo_mini",
