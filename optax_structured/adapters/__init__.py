@@ -1,8 +1,8 @@
 """Trainable data beside frozen weights: made by a table of rules, merged, saved, shrunk."""
 
 from optax_structured.adapters.attach import Attached, attach
-from optax_structured.adapters.factored import factored
 from optax_structured.adapters.factor_gradients import Damped, FactorSolver, MinimumNorm
+from optax_structured.adapters.factored import factored
 from optax_structured.adapters.full import Delta, Full
 from optax_structured.adapters.lora import LoRA, Pair
 from optax_structured.adapters.lora_plus import scale_b

@@ -44,9 +44,9 @@ class Damped(FactorSolver):
     Nothing is divided by a singular value, so the step is smooth where b = 0.
 
     Args:
-      damping: :math:`\mu`, relative to the mean of the squared singular values of both factors; 0.1,
-        useful 1e-3 to 10. Towards 0 it is `MinimumNorm`, towards infinity a multiple of the plain
-        gradients.
+      damping: :math:`\mu`, relative to the mean of the squared singular values of both factors;
+        0.1, useful 1e-3 to 10. Towards 0 it is `MinimumNorm`, towards infinity a multiple of the
+        plain gradients.
 
     Raises:
       ValueError: a damping that is not above 0.

@@ -7,9 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_structured.adapters.lora import Pair, is_pair
-
-_KERNEL = "/kernel"
+from optax_structured.adapters.lora import is_pair
 
 
 @contextlib.contextmanager
@@ -46,7 +44,7 @@ def factored(
     from flax import linen
 
     for path, node in adapter.items():
-        if not (is_pair(node) and path.endswith(_KERNEL) and node.b.ndim == 2):
+        if not (is_pair(node) and path.split("/")[-1] == "kernel" and node.b.ndim == 2):
             raise ValueError(
                 f"adapters.factored takes LoRA of single Dense kernels, and {path!r} has "
                 f"{type(node).__name__}; use merge or attach for it"
@@ -86,7 +84,9 @@ def factored(
 
 
 def _module(path: str) -> str:
-    return path.removesuffix(_KERNEL).removesuffix("kernel").removeprefix("params/").removeprefix("params")
+    """The path of the layer of a kernel, below the collection of the parameters."""
+    *layer, _ = path.split("/")
+    return "/".join(layer[1:] if layer[:1] == ["params"] else layer)
 
 
 def _branch(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:

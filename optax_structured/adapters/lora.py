@@ -200,9 +200,7 @@ def _inputs_by_outputs(a: jax.Array, b: jax.Array) -> jax.Array:
     return placement.product(a, b, transpose_a=True, transpose_b=True)
 
 
-def _at_home(
-    a: jax.Array, b: jax.Array, weight: Any, axes: Axes
-) -> tuple[jax.Array, jax.Array]:
+def _at_home(a: jax.Array, b: jax.Array, weight: Any, axes: Axes) -> tuple[jax.Array, jax.Array]:
     """Factors sharded like the axes of the weight that they meet, where those are known."""
     place = placement.home(weight)
     if place is None:

@@ -114,7 +114,7 @@ def adjusted(solver: FactorSolver, updates: Any, params: Any) -> Any:
 
     def solved(pair: Pair, g: Pair) -> Pair:
         found = solver.solve(next(svds), pair.scale, at_least_float32(g.a), at_least_float32(g.b))
-        return with_factors(g, *(x.astype(old.dtype) for x, old in zip(found, (g.a, g.b), strict=True)))
+        return with_factors(g, found[0].astype(g.a.dtype), found[1].astype(g.b.dtype))
 
     return map_pairs(solved, params, updates)
 

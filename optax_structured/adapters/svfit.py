@@ -1,7 +1,6 @@
 """SVFit: the leading singular values of a weight, between frozen singular vectors."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -142,6 +141,6 @@ def _rank_of_energy(weight: Any, axes: Axes, energy: float) -> int:
             "adapters.init outside jit, or give a rank"
         )
     squares = np.square(np.asarray(_svd(weight, axes)[1], np.float64))
-    shares = np.cumsum(squares, axis=-1) / np.maximum(squares.sum(-1, keepdims=True), np.finfo(float).tiny)
-    enough = shares >= energy * (1 - math.ulp(1.0) * squares.shape[-1])
+    kept = np.cumsum(squares, axis=-1)
+    enough = kept >= energy * (1 - 1e-12) * kept[..., -1:]
     return int(np.max(np.argmax(enough, axis=-1), initial=0)) + 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_structured.adapters.nodes import Adapter, Node
 from optax_structured.meshes import placement
@@ -81,7 +82,9 @@ def init(key: jax.Array, params: Any, rules: Adapter | Rules) -> dict[str, Any]:
     return adapter
 
 
-def merge(params: Any, adapter: Mapping[str, Any], constants: Mapping[str, Any] | None = None) -> Any:
+def merge(
+    params: Any, adapter: Mapping[str, Any], constants: Mapping[str, Any] | None = None
+) -> Any:
     """The adapted parameters: pure, differentiable, with the structure and dtypes of `params`.
 
     Computed in float32 and cast once. Costs one copy of the adapted weights; under a scan over
@@ -109,8 +112,10 @@ def merge(params: Any, adapter: Mapping[str, Any], constants: Mapping[str, Any] 
     warn_of_rounding("merge", params, nodes)
 
     def one(path: str, leaf: Any) -> Any:
-        node = nodes.get(path)
-        return leaf if node is None else merged_leaf(leaf, node, constant_of(path, leaf, node, constants))
+        if path not in nodes:
+            return leaf
+        node = nodes[path]
+        return merged_leaf(leaf, node, constant_of(path, leaf, node, constants))
 
     return map_named(one, params)
 
@@ -189,11 +194,12 @@ def describe(params: Any, adapter: Mapping[str, Any]) -> str:
     rows = [_Row(path, leaves[path].shape, node) for path, node in nodes.items()]
     cells = [("path", "shape", "adapter", "arrays", "trained", "bytes")]
     for name, alike in kinds(rows, lambda row: row.cells):
-        numbers, size = (f"{sum(x):,}" for x in zip(*((r.numbers, r.bytes) for r in alike), strict=True))
-        cells.append((name, *alike[0].cells, numbers, size))
-    frozen = sum(math.prod(jnp.shape(leaf)) for leaf in leaves.values())
-    total = f"{sum(r.numbers for r in rows):,} numbers trained in {sum(r.bytes for r in rows):,} bytes"
-    return f"{aligned(cells, numbers=(4, 5))}\n{total}, beside {frozen:,} frozen"
+        numbers, size = sum(r.numbers for r in alike), sum(r.bytes for r in alike)
+        cells.append((name, *alike[0].cells, f"{numbers:,}", f"{size:,}"))
+    frozen = sum(math.prod(np.shape(leaf)) for leaf in leaves.values())
+    numbers, size = sum(r.numbers for r in rows), sum(r.bytes for r in rows)
+    total = f"{numbers:,} numbers trained in {size:,} bytes, beside {frozen:,} frozen"
+    return f"{aligned(cells, numbers=(4, 5))}\n{total}"
 
 
 class _Row:

@@ -83,7 +83,8 @@ def replay(golden):
     for leaf, want in pairs(golden, "params").items():
         for x in "ab":
             assert_near(getattr(run[leaf], x), getattr(want, x), tolerance, f"{leaf}/{x}")
-        seen = start[leaf].scale * np.swapaxes(want.b[:-1], -1, -2) @ golden.leaves("full_grads")[leaf][1:]
+        gradient = golden.leaves("full_grads")[leaf][1:]
+        seen = golden.meta["scale"] * np.swapaxes(want.b[:-1], -1, -2) @ gradient
         assert_near(seen, pairs(golden, "grads")[leaf].a[1:], tolerance, f"gradient of {leaf}/a")
     for name, moment in (("m", "mu"), ("v", "nu")):
         for leaf, want in golden.leaves(f"state/{name}").items():
@@ -92,9 +93,7 @@ def replay(golden):
 
 
 def assert_near(got, want, tolerance, name):
-    np.testing.assert_allclose(
-        got, want, rtol=0, atol=tolerance * np.abs(want).max(), err_msg=name
-    )
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max(), err_msg=name)
 
 
 @pytest.mark.usefixtures("x64")
