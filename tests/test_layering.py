@@ -32,7 +32,8 @@ NUMERICS = {"trees", "xla", "meshes", "regularizers", "projectors", "curvature"}
 ARRAYS = {"jax", "numpy"}
 CORE = ARRAYS | {"optax", "chex"}
 EXTRAS = CORE | {"flax", "matplotlib", "orbax", "rich", "sklearn", "typer"}
-LIBRARIES = {"equinox", "flax", "haiku"}  # whose models `presets` reads, imported where they are
+# Models of other libraries and their files, imported where they are read.
+LIBRARIES = {"equinox", "flax", "haiku", "safetensors"}
 
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -92,7 +93,7 @@ def test_imports(path):
             continue
         if first in sys.stdlib_module_names:
             continue
-        if here == "presets" and first in LIBRARIES:
+        if here in ("presets", "adapters") and first in LIBRARIES:
             assert not at_top, f"{path}: import {name} where it is used"
             continue
         assert first in allowed, f"{path}: {name}"
