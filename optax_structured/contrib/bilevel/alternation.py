@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from optax_structured.checks import check_nonnegative
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.contrib.bilevel.base import BilevelSolver
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.trees.checks import check_nonnegative
 
 
 class AlternationState(NamedTuple):

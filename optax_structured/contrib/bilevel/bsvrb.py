@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
-from optax_structured.checks import check_nonnegative, check_positive, check_share
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.contrib.bilevel.msvr import check_blocks
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.transforms.storm import corrected_average
+from optax_structured.trees.checks import check_nonnegative, check_positive, check_share
 from optax_structured.trees.precision import at_least_float32
 
 Version = Literal["v1", "v2"]

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optax_structured.checks import check_nonnegative, check_positive
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.contrib.bilevel.base import BilevelSolver
 from optax_structured.contrib.bilevel.projections import Projection
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.trees.checks import check_nonnegative, check_positive
 
 
 class LVHBAState(NamedTuple):

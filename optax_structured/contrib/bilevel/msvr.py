@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.checks import check_nonnegative, check_share
-from optax_structured.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.transforms.storm import corrected_average
+from optax_structured.trees.checks import check_nonnegative, check_share
 from optax_structured.trees.precision import at_least_float32
 
 
