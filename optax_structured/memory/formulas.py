@@ -6,30 +6,15 @@ entries. The papers compress the smaller axis (:math:`q` of :math:`p \ge q`); wi
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from optax_structured.recipes.registry import RECIPES
+from optax_structured.recipes.state_numbers import Formula, Matrix, Numbers
 from optax_structured.trees import named_leaves, resolve
-
-
-class Matrix(NamedTuple):
-    """What the formulas know of one matrix."""
-
-    size: int  # of the compressed axis
-    length: int  # of the other
-    rank: int  # kept of `size`
-    rows: int  # the axis of the outputs, whichever is compressed
-
-
-class Numbers(NamedTuple):
-    """How many numbers a method keeps of each kind."""
-
-    moments: int = 0
-    basis: int = 0
-    other: int = 0  # norms, indices, factored moments, error buffers
 
 
 class Widths(NamedTuple):
@@ -45,42 +30,15 @@ class Widths(NamedTuple):
     other: float = 2
 
 
-Formula = Callable[[Matrix], Numbers]
-
-
-def _moments(x: Matrix) -> int:
-    return 2 * x.length * x.rank
-
-
-def _basis(x: Matrix) -> int:
-    return x.size * x.rank
-
-
-def _entries(x: Matrix) -> int:
-    return x.size * x.length
-
-
-# One norm for Fira's limiter; a seed and a norm for APOLLO, whose basis is drawn again. The error
-# buffers of `dct_adamw`, `trion` and `ldadam` are counted: in JAX no gradient buffer can hold them.
 METHODS: Mapping[str, Formula] = MappingProxyType(
     {
-        "adamw": lambda x: Numbers(2 * _entries(x)),
-        "galore": lambda x: Numbers(_moments(x), _basis(x)),
+        **{name: recipe.numbers for name, recipe in RECIPES.items() if recipe.numbers},
         "galore_two_sided": lambda x: Numbers(2 * x.rank**2, (x.size + x.length) * x.rank),
-        "galore_adafactor": lambda x: Numbers(0, _basis(x), x.length + x.rank),
+        "galore_adafactor": lambda x: Numbers(0, x.basis, x.length + x.rank),
         "galore_adafactor_momentum": lambda x: Numbers(
-            x.length * x.rank, _basis(x), x.length + x.rank
+            x.length * x.rank, x.basis, x.length + x.rank
         ),
-        "fira": lambda x: Numbers(_moments(x), _basis(x), 1),
-        "apollo": lambda x: Numbers(_moments(x), 0, 2),
-        "apollo_mini": lambda x: Numbers(2 * x.length, 0, 2),
-        "dct_adamw": lambda x: Numbers(_moments(x), 0, x.rank + _entries(x)),
-        "trion": lambda x: Numbers(0, 0, x.rank + _entries(x)),
-        "ldadam": lambda x: Numbers(_moments(x), _basis(x), _entries(x)),
-        "grad_norm_lorp": lambda x: Numbers(_moments(x), _basis(x), 2 * x.rows),
-        "grad_norm_lorp_lookahead": lambda x: Numbers(
-            _moments(x), _basis(x), _entries(x) + 3 * x.rows
-        ),
+        "grad_norm_lorp_lookahead": lambda x: Numbers(x.moments, x.basis, x.entries + 3 * x.rows),
     }
 )
 

@@ -11,25 +11,14 @@ import optax
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import optax_structured as oxs
-from optax_structured.memory import METHODS, MemoryReport, abstract_state, memory_report
-from optax_structured.meshes.shardings import state_shardings
+from optax_structured.memory import MemoryReport, abstract_state, memory_report
 from optax_structured.quantization import Affine, Dynamic
-from optax_structured.training.state_bits import codec_of, default_state_bits, with_moments
+from optax_structured.recipes import registry
+from optax_structured.meshes.shardings import state_shardings
+from optax_structured.training.state_bits import codec_of, default_state_bits, made
 from optax_structured.trees import resolve
 
-RECIPES = (
-    "adamw",
-    "galore",
-    "q_galore",
-    "fira",
-    "apollo",
-    "apollo_mini",
-    "dct_adamw",
-    "trion",
-    "ldadam",
-    "grad_norm_lorp",
-)
+RECIPES = tuple(name for name, recipe in registry.RECIPES.items() if recipe.numbers)
 _SMALLEST_BLOCK = 8  # that halving tries; its scales take as much as half of an 8-bit code
 
 
@@ -85,7 +74,7 @@ def make_plan(
         "after": _state_on_device(tx, placed),
     }
     before = memory_report(adamw, params)
-    after = memory_report(tx, params, structure, method=recipe if recipe in METHODS else None)
+    after = memory_report(tx, params, structure, method=recipe)
     return Plan(name, recipe, before, after, weights, moments, mesh, per_device)
 
 
@@ -113,10 +102,9 @@ def place(params: Any, mesh: Mapping[str, int]) -> Any:
 
 
 def _optimizer(recipe: str, structure: Any, moments: Dynamic | None) -> Any:
-    if recipe == "adamw":
-        return with_moments(optax.adamw, moments)(1e-3)
-    given = {"weights": None} if recipe == "q_galore" else {}
-    return with_moments(getattr(oxs, recipe), moments)(1e-3, structure, **given)
+    structured = () if structure is None else (structure,)
+    given = {"weights": None} if registry.RECIPES[recipe].takes("weights") else {}
+    return made(recipe, moments, 1e-3, *structured, **given)
 
 
 def _fitting(recipe: str, structure: Any, codec: Dynamic | None, placed: Any) -> Dynamic | None:
@@ -144,7 +132,8 @@ def _weights(recipe: str, structure: Any, placed: Any) -> tuple[int, int]:
     total = local = 0
     for leaf, spec in zip(jax.tree.leaves(placed), resolve(structure, placed), strict=True):
         whole = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        held = jax.eval_shape(Affine().encode, whole) if recipe == "q_galore" and spec else whole
+        in_codes = spec is not None and registry.RECIPES[recipe].takes("weights")
+        held = jax.eval_shape(Affine().encode, whole) if in_codes else whole
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
         share = math.prod(leaf.sharding.shard_shape(leaf.shape)) / max(leaf.size, 1)
         total += size

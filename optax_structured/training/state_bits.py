@@ -1,11 +1,9 @@
 """Optimizer state in 32, 8 or 4 bits an entry: what `--state-bits` stands for."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 from optax_structured.quantization import Dynamic, quantized
-from optax_structured.recipes import q_galore
+from optax_structured.recipes.registry import RECIPES
 
 _CODECS = {32: None, 8: Dynamic(8, block=256), 4: Dynamic(4, block=128)}
 _CHOICES = ", ".join(map(str, _CODECS))
@@ -14,7 +12,7 @@ HELP = f"Bits of an entry of a moment: one of {_CHOICES}; default 32, or 8 for q
 
 def default_state_bits(recipe: str) -> int:
     """Bits of the moments of a recipe, as published."""
-    return 8 if recipe == "q_galore" else 32
+    return RECIPES[recipe].state_bits
 
 
 def codec_of(state_bits: Any) -> Dynamic | None:
@@ -38,10 +36,10 @@ def folder_name(recipe: str, state_bits: int) -> str:
     return recipe if state_bits == default_state_bits(recipe) else f"{recipe}-{state_bits}bit"
 
 
-def with_moments(recipe: Callable[..., Any], codec: Dynamic | None) -> Callable[..., Any]:
-    """A recipe with its moments in a codec."""
-    if recipe is q_galore:
-        return functools.partial(recipe, moments=codec)
-    if codec is None:
-        return recipe
-    return lambda *args, **settings: quantized(recipe(*args, **settings), codec)
+def made(recipe: str, codec: Dynamic | None, *args: Any, **settings: Any) -> Any:
+    """The optimizer of a recipe, with its moments in a codec."""
+    make, takes = RECIPES[recipe].make, RECIPES[recipe].takes
+    if takes("moments"):
+        return make(*args, moments=codec, **settings)
+    optimizer = make(*args, **settings)
+    return optimizer if codec is None else quantized(optimizer, codec)

@@ -57,7 +57,7 @@ class Config(config.Config):
             )
         check_nonnegative("strength", self.strength)
         check_fraction("momentum", self.momentum)
-        if recipe.defaults.eps:
+        if recipe.eps:
             check_positive("eps", self.eps)
         elif self.eps:
             raise ValueError(f"recipe {self.recipe!r} has no eps; leave --eps out")

@@ -1,16 +1,15 @@
 """Recipes by name, with the hyperparameters and the protocol of their published runs."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import optax
-
-from optax_structured.proximal import Exact, ProximalGradient, Stages, restart_at
-from optax_structured.recipes import prox_adam, prox_sgd, prox_ssi, ramda, rmda
+from optax_structured.proximal import Exact, ProximalGradient, Stages
+from optax_structured.recipes import registry
+from optax_structured.recipes.registry import ImageRun
 from optax_structured.regularizers import L1, GroupLasso, NuclearNorm
 from optax_structured.regularizers.layer_axes import DENSE_INPUTS
 from optax_structured.training.names import check_known
+from optax_structured.training.state_bits import codec_of, made
 from optax_structured.trees import Rules, rules
 
 # Regularizers, each with the one metric that says how structured a run is, and its name.
@@ -22,103 +21,33 @@ REGULARIZERS = {
 }
 
 
-class Hyperparameters(NamedTuple):
-    """What every recipe takes; a recipe ignores what it does not have."""
-
-    learning_rate: float
-    strength: float
-    momentum: float  # b1 of the recipes of Adam's family
-    eps: float
+RECIPES = {name: recipe.images for name, recipe in registry.RECIPES.items() if recipe.images}
 
 
-class Recipe(NamedTuple):
-    """How to build an optimizer in stages, and the defaults of its published runs."""
+def build(config: Any, learning_rate: Any, rules: Rules | None, stages: Stages) -> Any:
+    """The optimizer of a configuration, in stages.
 
-    build: Callable[[Hyperparameters, Rules | None, Stages], optax.GradientTransformation]
-    defaults: Hyperparameters  # logistic regression on MNIST, group lasso
-    nuclear: Hyperparameters  # MLP on Fashion-MNIST, nuclear norm
-    averages: bool = False  # W is an average of prox points, and structured only at the end
-
-    def takes(self, option: str) -> bool:
-        """Whether this recipe has an option."""
-        return option not in ("strength", "eps") or getattr(self.defaults, option) > 0
-
-
-def _ramda(h: Hyperparameters, structure: Rules | None, stages: Stages) -> Any:
-    optimizer = ramda(
-        stages.decay(h.learning_rate),
-        structure,
-        h.strength,
-        momentum=stages.momentum(h.momentum),
-        eps=stages.decay(h.eps),
-        solver=_solver(structure),
-        keep_point=True,
-    )
-    return restart_at(optimizer, stages.milestones)
+    Args:
+      config: a `Config`.
+      learning_rate: of the first stage.
+      rules: which leaf gets which regularizer.
+      stages: of the run.
+    """
+    recipe = registry.RECIPES[config.recipe]
+    given = {"momentum" if recipe.takes("momentum") else "b1": config.momentum}
+    if recipe.takes("eps"):
+        given["eps"] = config.eps
+    if recipe.takes("solver"):
+        given["solver"] = _solver(rules)
+    if recipe.averages:
+        given |= {"stages": stages, "keep_point": True}
+    else:
+        learning_rate = stages.decay(learning_rate)
+    penalty = () if recipe.family == "plain" else (rules, config.strength)
+    return made(config.recipe, codec_of(config.state_bits), learning_rate, *penalty, **given)
 
 
-def _rmda(h: Hyperparameters, structure: Rules | None, stages: Stages) -> Any:
-    optimizer = rmda(
-        stages.decay(h.learning_rate),
-        structure,
-        h.strength,
-        momentum=stages.momentum(h.momentum),
-        keep_point=True,
-    )
-    return restart_at(optimizer, stages.milestones)
-
-
-def _prox_sgd(h: Hyperparameters, structure: Rules | None, stages: Stages) -> Any:
-    return prox_sgd(stages.decay(h.learning_rate), structure, h.strength, momentum=h.momentum)
-
-
-def _adam_like(recipe: Callable[..., Any]) -> Callable[..., Any]:
-    def build(h: Hyperparameters, structure: Rules | None, stages: Stages) -> Any:
-        rate, solver = stages.decay(h.learning_rate), _solver(structure)
-        return recipe(rate, structure, h.strength, b1=h.momentum, eps=h.eps, solver=solver)
-
-    return build
-
-
-def _adamw(h: Hyperparameters, structure: Rules | None, stages: Stages) -> Any:
-    del structure
-    return optax.adamw(stages.decay(h.learning_rate), b1=h.momentum, eps=h.eps)
-
-
-# Learning rate, strength, momentum (1 - c), eps.
-RECIPES = {
-    "ramda": Recipe(
-        _ramda,
-        Hyperparameters(1e-2, 1e-3, 0.99, 1e-6),
-        Hyperparameters(1e-2, 1e-3, 0.9, 1e-6),
-        averages=True,
-    ),
-    "rmda": Recipe(
-        _rmda,
-        Hyperparameters(0.1, 1e-3, 0.9, 0.0),
-        Hyperparameters(0.1, 5e-3, 0.9, 0.0),
-        averages=True,
-    ),
-    "prox_sgd": Recipe(
-        _prox_sgd, Hyperparameters(0.1, 1e-3, 0.9, 0.0), Hyperparameters(0.1, 5e-3, 0.9, 0.0)
-    ),
-    "prox_adam": Recipe(
-        _adam_like(prox_adam),
-        Hyperparameters(1e-3, 1e-3, 0.9, 1e-8),
-        Hyperparameters(1e-3, 3.5e-3, 0.9, 1e-8),
-    ),
-    "prox_ssi": Recipe(
-        _adam_like(prox_ssi),
-        Hyperparameters(1e-3, 1e-3, 0.9, 1e-6),
-        Hyperparameters(1e-3, 3.5e-3, 0.9, 1e-6),
-    ),
-    "adamw": Recipe(
-        _adamw, Hyperparameters(1e-3, 0.0, 0.9, 1e-8), Hyperparameters(1e-3, 0.0, 0.9, 1e-8)
-    ),
-}
-
-
-def find(name: str) -> Recipe:
+def find(name: str) -> ImageRun:
     """The recipe of this name.
 
     Raises:
@@ -128,14 +57,15 @@ def find(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def published(name: str, regularizer: str, last_stage: int) -> Hyperparameters:
+def published(name: str, regularizer: str, last_stage: int) -> ImageRun:
     """The defaults of a recipe in a run whose last stage has `last_stage` steps.
 
     Published runs are long: c = 1 - momentum reaches 1, where W itself becomes structured, within
     the first fifth of the last stage. A shorter run starts from a c that does the same.
     """
-    recipe = find(name)
-    chosen = recipe.nuclear if regularizer == "nuclear" else recipe.defaults
+    chosen, recipe = find(name), registry.RECIPES[name]
+    if regularizer == "nuclear":
+        chosen = recipe.nuclear or chosen
     if regularizer == "none":
         chosen = chosen._replace(strength=0.0)
     if not recipe.averages:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from optax_structured import diagnostics
 from optax_structured.proximal import Stages, prox_point
+from optax_structured.recipes.registry import RECIPES
 from optax_structured.regularizers import NuclearNorm
 from optax_structured.training import report
 from optax_structured.training.folder import Row
@@ -20,7 +21,6 @@ from optax_structured.training.history import Evaluation, History
 from optax_structured.training.images import data, models, plots, recipes
 from optax_structured.training.images.config import Config
 from optax_structured.training.names import counted
-from optax_structured.training.state_bits import codec_of, with_moments
 from optax_structured.training.task import Panel, State, Task
 from optax_structured.transforms import skip_nonfinite
 from optax_structured.trees import named_leaves, resolve
@@ -54,7 +54,7 @@ class Images(Task):
         self.images = images
         self.steps_a_unit = self.evaluate_every = config.steps_per_epoch
         self.milestones = tuple(m * config.steps_per_epoch for m in config.milestones)
-        self.recipe = recipes.find(config.recipe)
+        self.averages = RECIPES[config.recipe].averages
         self.structure = recipes.structure(config.regularizer)
         self.model = models.make(config.model, images.train.shape[1:], len(images.classes))
         self.measure, name = recipes.measure(config.regularizer)
@@ -78,10 +78,8 @@ class Images(Task):
         return models.init(self.model, self.images.train.shape[1:], key)
 
     def optimizer(self, learning_rate: Any) -> Any:
-        chosen = self.config
-        build = with_moments(self.recipe.build, codec_of(chosen.state_bits))
-        hyper = recipes.Hyperparameters(learning_rate, chosen.strength, chosen.momentum, chosen.eps)
-        return skip_nonfinite(build(hyper, self.structure, Stages(self.milestones)))
+        stages = Stages(self.milestones)
+        return skip_nonfinite(recipes.build(self.config, learning_rate, self.structure, stages))
 
     def batches(self, first: int, count: int) -> np.ndarray:
         epoch, step = divmod(first, self.steps_a_unit)
@@ -94,7 +92,7 @@ class Images(Task):
 
     def point(self, state: State) -> Any:
         """The prox point; of recipes that do not average, the parameters themselves."""
-        return prox_point(state.opt_state) if self.recipe.averages else state.params
+        return prox_point(state.opt_state) if self.averages else state.params
 
     def error(self, params: Any) -> float:
         """Share of the test images that are classified wrongly."""

@@ -52,10 +52,10 @@ class Config(config.Config):
             evaluate_every=max(1, self.steps // EVALUATIONS),
             scale=recipe.scale,
         )
-        if recipe.low_rank:
+        if recipe.period:
             self.fill(rank=recipe.rank or max(1, self.width // 4), period=recipe.period)
         super().__post_init__()
-        for name in _COUNTS + (("rank", "period") if recipe.low_rank else ()):
+        for name in _COUNTS + (("rank", "period") if recipe.period else ()):
             check_count(name, getattr(self, name))
         if self.width % (2 * self.heads):
             raise ValueError(
@@ -70,7 +70,7 @@ class Config(config.Config):
         check_nonnegative("weight_decay", self.weight_decay)
         check_nonnegative("clip", self.clip)
         for name in ("rank", "period", *recipes.PARTS):
-            if not recipe.low_rank and getattr(self, name) is not None:
+            if recipe.period is None and getattr(self, name) is not None:
                 raise ValueError(
                     f"recipe {self.recipe!r} keeps full rank and has no {name}; leave --{name} out"
                 )

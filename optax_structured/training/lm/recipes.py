@@ -1,46 +1,17 @@
 """Recipes of the language-model job by name, with their published scale."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import optax
 
 import optax_structured as oxs
+from optax_structured.recipes import registry
 from optax_structured.training.lm.model import PLAIN
 from optax_structured.training.names import check_known
-from optax_structured.training.state_bits import codec_of, with_moments
+from optax_structured.training.state_bits import codec_of, made
 from optax_structured.trees import Axes, Rules, rules
 
-
-class Recipe(NamedTuple):
-    """What a recipe starts from."""
-
-    learning_rate: float
-    scale: float | None = None  # of the low-rank part of the update; None: the recipe has none
-    low_rank: bool = True
-    rank: int | None = None  # None: a quarter of the model's width
-    period: int = 50  # steps from one refresh of the bases to the next
-    codec: oxs.Affine | None = None  # of the bases
-
-    def takes(self, option: str) -> bool:
-        """Whether this recipe has an option, and has it open."""
-        if option == "scale":
-            return self.scale is not None
-        fixed = (option == "rank" and self.rank) or (option == "period" and self.period == 1)
-        return not fixed and (self.low_rank or option not in ("rank", "period", *PARTS))
-
-
-RECIPES = {
-    "adamw": Recipe(3e-3, low_rank=False),
-    "galore": Recipe(1e-2, scale=0.25),
-    "q_galore": Recipe(1.5e-2, scale=0.25, codec=oxs.Affine(bits=4)),
-    "fira": Recipe(1e-2, scale=0.25),
-    "apollo": Recipe(1e-2, scale=1.0),
-    "apollo_mini": Recipe(1e-2, scale=128**0.5, rank=1),
-    "dct_adamw": Recipe(3e-3, period=1),
-    "ldadam": Recipe(3e-3, period=1),
-    "trion": Recipe(2e-2, period=1),
-    "grad_norm_lorp": Recipe(1e-2, scale=0.25),
-}
+RECIPES = {name: recipe.text for name, recipe in registry.RECIPES.items() if recipe.text}
 # Kernels here are (inputs, outputs), the published recipes speak of (outputs, inputs).
 _AXES = Axes(rows=-1, cols=-2)
 # Share of Trion's rate that Adam takes for embedding, head and norms.
@@ -65,7 +36,7 @@ TRANSPORTS = {
 PARTS = {"projector": PROJECTORS, "refresh": REFRESHES, "transport": TRANSPORTS}
 
 
-def find(name: str) -> Recipe:
+def find(name: str) -> registry.TextRun:
     """The recipe of this name, or a ValueError that lists them all."""
     check_known("recipe", name, RECIPES)
     return RECIPES[name]
@@ -81,7 +52,7 @@ def structure(config: Any) -> Rules | None:
       The rules; None for a recipe that keeps full rank.
     """
     recipe = find(config.recipe)
-    if not recipe.low_rank:
+    if recipe.period is None:
         return None
     chosen = {
         part: getattr(oxs, known[name])()
@@ -106,12 +77,11 @@ def build(config: Any, peak: Any, low_rank: Rules | None) -> optax.GradientTrans
         return peak * shape(count)
 
     given: dict[str, Any] = {} if config.scale is None else {"scale": config.scale}
-    if config.recipe == "trion":
+    if registry.RECIPES[config.recipe].takes("adam_learning_rate"):
         given["adam_learning_rate"] = lambda count: _ADAM_OF_TRION * rate(count)
-    recipe = optax.adamw if low_rank is None else getattr(oxs, config.recipe)
     structured = () if low_rank is None else (low_rank,)
-    recipe = with_moments(recipe, codec_of(config.state_bits))
-    optimizer = recipe(rate, *structured, weight_decay=config.weight_decay, **given)
+    codec, given["weight_decay"] = codec_of(config.state_bits), config.weight_decay
+    optimizer = made(config.recipe, codec, rate, *structured, **given)
     clip = (optax.clip_by_global_norm(config.clip),) if config.clip else ()
     return oxs.skip_nonfinite(*clip, optimizer)
 
