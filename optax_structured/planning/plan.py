@@ -12,9 +12,9 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optax_structured.memory import MemoryReport, abstract_state, memory_report
+from optax_structured.meshes.shardings import state_shardings
 from optax_structured.quantization import Affine, Dynamic
 from optax_structured.recipes import registry
-from optax_structured.meshes.shardings import state_shardings
 from optax_structured.training.state_bits import codec_of, default_state_bits, made
 from optax_structured.trees import resolve
 
