@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import optax_structured as oxs
+from optax_structured.recipes.registry import RECIPES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,21 +76,35 @@ ENTRIES = {"regularizer": oxs.L1()}
 RANK = {"regularizer": oxs.NuclearNorm()}
 INEXACT = {"solver": oxs.ProximalGradient(max_iters=6, rtol=0.0)}
 
-DUAL = {"learning_rate": 0.05, "strength": 0.05, "momentum": 0.4}
-RAMDA = {**DUAL, "eps": 1e-6}
-ADAM = {"learning_rate": 0.05, "strength": 0.05, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
-ADAMW = {**ADAM, "weight_decay": 0.1}
-MADGRAD = {"learning_rate": 0.05, "momentum": 0.4, "eps": 1e-6, "weight_decay": 0.1}
-PLAIN = {"learning_rate": 0.05, "strength": 0.05}
+# Of the scalars that the registry says a recipe has.
+VALUES = {
+    "learning_rate": 0.05,
+    "adam_learning_rate": 0.05,
+    "strength": 0.05,
+    "weight_decay": 0.1,
+    "scale": 0.5,
+    "eps": 1e-6,
+    "momentum": 0.4,
+    "b1": 0.9,
+    "b2": 0.99,
+    "rho": 0.9,
+}
 
-GALORE = {"learning_rate": 0.05, "scale": 0.5, "b1": 0.9, "b2": 0.99, "eps": 1e-6}
-GALOREW = {**GALORE, "weight_decay": 0.1}
-# At a fit on both sides the low-rank leaf is diagonal: the rest is rounding, and stays below eps.
-DIAGONAL = {**GALORE, "eps": 1e-2}
-LION = {"learning_rate": 0.05, "scale": 0.5, "weight_decay": 0.1}
-DCT_ADAMW = {"learning_rate": 0.05, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
-TRION = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 0.1, "adam_learning_rate": 0.05}
-LDADAM = {**DCT_ADAMW, "rho": 0.9}
+
+def named(recipe: str, fixed: Mapping[str, Any], *, but: str = "", **values: Any) -> Case:
+    """A line for a recipe of the registry, under a name of its own if `but` says what is special.
+
+    Args:
+      recipe: its name in the registry.
+      fixed: what no schedule drives.
+      but: follows its name.
+      **values: of scalars, where not those of `VALUES`; None leaves one out.
+    """
+    entry = RECIPES[recipe]
+    scalars = {name: VALUES[name] for name in entry.scalars} | values
+    given = {name: value for name, value in scalars.items() if value is not None}
+    return Case(f"{recipe}_{but}" if but else recipe, entry.make, given, fixed)
+
 
 KEEP = {"projector": oxs.SVD(), "transport": oxs.Keep()}
 ROTATE = {"projector": oxs.RandomizedRange(), "transport": oxs.Rotate()}
@@ -98,56 +113,68 @@ STAGGERED = {"refresh": oxs.Staggered()}
 GRID = {"weights": oxs.Affine(group=8)}
 LION_INSIDE = {"inner": optax.scale_by_lion()}
 
+INNER = {"b1": None, "b2": None, "eps": None}  # those of Adam, when another one is inside
+RAMDA = {"learning_rate": 0.05, "strength": 0.05, "momentum": 0.4, "eps": 1e-6}
+PLAIN = {"learning_rate": 0.05, "strength": 0.05}
 RATE = {"learning_rate": 0.05}
 EIGHT_BITS = oxs.Dynamic(block=2)
 FOUR_BITS = oxs.Dynamic(bits=4, block=2)
 
+
+def encoded(case: Case, codec: oxs.Codec, but: str) -> Case:
+    """The same with its state in codes."""
+    make = in_codes(case.make, codec)
+    name = f"{case.name}_{but}"
+    return dataclasses.replace(case, name=name, make=make, encoded=True)
+
+
+ADAMW = Case("adamw", optax.adamw, RATE)
+LION = Case("lion", optax.lion, RATE)
+GALORE = named("galore", of_rank(2))
+FIRA = named("fira", of_rank(2))
+LORP = named("grad_norm_lorp", of_rank(2))
+
 CASES = (
-    Case("ramda", oxs.ramda, RAMDA, GROUPS),
-    Case("ramda_without_regularizer", oxs.ramda, {**RAMDA, "strength": 0.0}),
-    Case("ramda_inexact", oxs.ramda, RAMDA, {**GROUPS, **INEXACT}),
-    Case("ramda_nuclear_inexact", oxs.ramda, RAMDA, {**RANK, **INEXACT}),
-    Case("ramda_keep_point", oxs.ramda, RAMDA, {**ENTRIES, "keep_point": True}),
+    named("ramda", GROUPS),
+    named("ramda", {}, but="without_regularizer", strength=0.0),
+    named("ramda", {**GROUPS, **INEXACT}, but="inexact"),
+    named("ramda", {**RANK, **INEXACT}, but="nuclear_inexact"),
+    named("ramda", {**ENTRIES, "keep_point": True}, but="keep_point"),
     Case("ramda_restarted", restarted_ramda, RAMDA, GROUPS),
-    Case("rmda", oxs.rmda, DUAL, GROUPS),
-    Case("rmda_nuclear", oxs.rmda, DUAL, RANK),
-    Case("prox_sgd", oxs.prox_sgd, {**PLAIN, "momentum": 0.9}, GROUPS),
-    Case("prox_sgd_relaxed", oxs.prox_sgd_relaxed, {**RAMDA, "b2": 0.99}, ENTRIES),
-    Case("prox_adam", oxs.prox_adam, ADAMW, GROUPS),
-    Case("prox_adam_amsgrad", oxs.prox_adam, ADAMW, {**GROUPS, "amsgrad": True}),
-    Case("prox_ssi", oxs.prox_ssi, ADAMW, {"regularizer": oxs.GroupMCP(-2, gamma=1e3)}),
+    named("rmda", GROUPS),
+    named("rmda", RANK, but="nuclear"),
+    named("prox_sgd", GROUPS, momentum=0.9),
+    named("prox_sgd_relaxed", ENTRIES),
+    named("prox_adam", GROUPS, eps=1e-8),
+    named("prox_adam", {**GROUPS, "amsgrad": True}, but="amsgrad", eps=1e-8),
+    named("prox_ssi", {"regularizer": oxs.GroupMCP(-2, gamma=1e3)}, eps=1e-8),
     Case("sgd_then_prox", sgd_then_prox, PLAIN, GROUPS),
-    Case("madgrad", oxs.madgrad, MADGRAD),
-    Case("madgrad_decoupled", oxs.madgrad, MADGRAD, {"decoupled": True}),
-    Case("mirror_madgrad", oxs.mirror_madgrad, MADGRAD),
-    Case("mirror_madgrad_decoupled", oxs.mirror_madgrad, MADGRAD, {"decoupled": True}),
-    Case("galore", oxs.galore, GALORE, of_rank(2)),
-    Case("galore_as_published", oxs.galore, GALOREW, of_rank(2, **KEEP)),
-    Case("galore_lazy_rotate", oxs.galore, GALOREW, of_rank(2, **LAZY, **ROTATE)),
-    Case("galore_staggered_lion", oxs.galore, LION, {**of_rank(2, **STAGGERED), **LION_INSIDE}),
-    Case("galore_tucker", oxs.galore, DIAGONAL, of_rank(3, projector=oxs.Tucker())),
-    Case("fira", oxs.fira, GALOREW, of_rank(2)),
-    Case("apollo", oxs.apollo, GALOREW, of_rank(2)),
-    Case("apollo_mini", oxs.apollo_mini, {**GALOREW, "scale": 2.0}, of_rank(1)),
-    Case("dct_adamw", oxs.dct_adamw, DCT_ADAMW, of_rank(2)),
-    Case("trion", oxs.trion, TRION, of_rank(2)),
-    Case("grad_norm_lorp", oxs.grad_norm_lorp, GALOREW, of_rank(2)),
-    Case("q_galore_lazy", oxs.q_galore, GALOREW, {**of_rank(2, **LAZY), "weights": None}),
-    Case("q_galore_lazy_on_grid", oxs.q_galore, GALOREW, {**of_rank(2, **LAZY), **GRID}),
-    Case("ldadam", oxs.ldadam, LDADAM, {"low_rank": oxs.LowRank(2)}),  # moves at every step
-    Case("adamw_8bit", in_codes(optax.adamw, EIGHT_BITS), RATE, encoded=True),
-    Case("adamw_4bit", in_codes(optax.adamw, FOUR_BITS), RATE, encoded=True),
-    Case("lion_8bit", in_codes(optax.lion, EIGHT_BITS), RATE, encoded=True),
-    Case("galore_8bit", in_codes(oxs.galore, EIGHT_BITS), GALOREW, of_rank(2), encoded=True),
-    Case("galore_4bit", in_codes(oxs.galore, FOUR_BITS), GALOREW, of_rank(2), encoded=True),
-    Case("fira_8bit", in_codes(oxs.fira, EIGHT_BITS), GALOREW, of_rank(2), encoded=True),
-    Case(
-        "grad_norm_lorp_8bit",
-        in_codes(oxs.grad_norm_lorp, EIGHT_BITS),
-        GALOREW,
-        of_rank(2),
-        encoded=True,
-    ),
+    named("madgrad", {}),
+    named("madgrad", {"decoupled": True}, but="decoupled"),
+    named("mirror_madgrad", {}),
+    named("mirror_madgrad", {"decoupled": True}, but="decoupled"),
+    GALORE,
+    named("galore", of_rank(2, **KEEP), but="as_published"),
+    named("galore", of_rank(2, **LAZY, **ROTATE), but="lazy_rotate"),
+    named("galore", {**of_rank(2, **STAGGERED), **LION_INSIDE}, but="staggered_lion", **INNER),
+    # After a fit on both sides the low-rank leaf is diagonal, and the rest rounding, below eps.
+    named("galore", of_rank(3, projector=oxs.Tucker()), but="tucker", eps=1e-2),
+    FIRA,
+    named("apollo", of_rank(2)),
+    named("apollo_mini", of_rank(1), scale=2.0),
+    named("dct_adamw", of_rank(2), eps=1e-8),
+    named("trion", of_rank(2), momentum=0.9),
+    LORP,
+    named("q_galore", {**of_rank(2, **LAZY), "weights": None}, but="lazy"),
+    named("q_galore", {**of_rank(2, **LAZY), **GRID}, but="lazy_on_grid"),
+    named("ldadam", {"low_rank": oxs.LowRank(2)}, eps=1e-8),  # its basis moves at every step
+    encoded(ADAMW, EIGHT_BITS, "8bit"),
+    encoded(ADAMW, FOUR_BITS, "4bit"),
+    encoded(LION, EIGHT_BITS, "8bit"),
+    encoded(GALORE, EIGHT_BITS, "8bit"),
+    encoded(GALORE, FOUR_BITS, "4bit"),
+    encoded(FIRA, EIGHT_BITS, "8bit"),
+    encoded(LORP, EIGHT_BITS, "8bit"),
 )
 
 # A line of each kind. The others take eight times as long again: `pytest -m slow` runs them.

@@ -23,7 +23,7 @@ class Range(NamedTuple):
 
 
 AT_LEAST_ZERO = Range("a finite number of at least 0", (-1e-6, float("nan"), float("inf")))
-ABOVE_ZERO = Range("a finite number above 0", (0.0, -1e-6, float("nan")))
+ABOVE_ZERO = Range("a finite number above 0", (0.0, -1e-6, float("nan"), float("inf")))
 FRACTION = Range("in [0, 1)", (1.0, -0.1, float("nan")))
 
 # Every argument of a recipe that a schedule may drive.
@@ -165,6 +165,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             "proximal",
             "ProxSGD as first published, with a relaxed step",
             "https://openreview.net/forum?id=HygpthEtvr",
+            ranges=_POSITIVE_EPS,
         ),
         "prox_adam": Recipe(
             recipes.prox_adam,

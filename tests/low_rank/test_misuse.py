@@ -4,29 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import test_misuse as proximal
-from test_misuse import AT_LEAST_ZERO, FRACTION, GROUPS, NO_PARAMS, PARAMS, bad_numbers, step
+from test_misuse import GROUPS, NO_PARAMS, PARAMS, step
 
 import optax_structured as oxs
+from optax_structured.recipes import registry
 
-RECIPES = {
-    "galore": oxs.galore,
-    "fira": oxs.fira,
-    "apollo": oxs.apollo,
-    "apollo_mini": oxs.apollo_mini,
-    "dct_adamw": oxs.dct_adamw,
-    "trion": oxs.trion,
-    "ldadam": oxs.ldadam,
-    "grad_norm_lorp": oxs.grad_norm_lorp,
-    "q_galore": oxs.q_galore,
-}
-NUMBERS = {
-    **proximal.NUMBERS,
-    "eps": (AT_LEAST_ZERO, (-1e-6, float("nan"))),
-    "rho": (FRACTION, (1.0, -0.1)),
-    "scale": (AT_LEAST_ZERO, (-0.25, float("nan"))),
-    "adam_learning_rate": proximal.NUMBERS["learning_rate"],
-}
+RECIPES = {n: r.make for n, r in registry.RECIPES.items() if r.family == "low_rank"}
 
 
 def project(*, inner=None, params=PARAMS, **spec):
@@ -48,7 +31,6 @@ UNKNOWN = optax.GradientTransformation(
 )
 
 MISUSE = [
-    *bad_numbers(RECIPES, NUMBERS, learning_rate=0.1, low_rank=oxs.LowRank(2)),
     ("rank-zero", lambda: oxs.LowRank(0), "rank must be at least 1, got 0; None instead of"),
     ("rank-negative", lambda: oxs.LowRank(-4), "rank must be at least 1, got -4"),
     ("rank-bool", lambda: oxs.LowRank(True), f"{WHOLE} True"),
