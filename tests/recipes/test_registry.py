@@ -1,4 +1,7 @@
-"""The registry has every recipe, and its page is up to date: `python tests/recipes/test_registry.py`."""
+"""The registry has every recipe, and its page is up to date.
+
+`PYTHONPATH=.:tests python tests/recipes/test_registry.py` writes the page.
+"""
 
 import inspect
 import pathlib
@@ -25,15 +28,18 @@ def state(recipe: Recipe) -> str:
 
 
 def page() -> str:
+    rank, size, length = MATRIX.rank, MATRIX.size, MATRIX.length
     lines = [
         "# Recipes",
         "",
-        "Made from `optax_structured/recipes/registry.py` by `python tests/recipes/test_registry.py`. Scalars take a",
-        f"number or a schedule. State: numbers for a matrix of {MATRIX.size} × {MATRIX.length} at rank {MATRIX.rank} by",
-        "the published formula, over AdamW's. How to choose: [proximal](proximal.md), [low rank](low_rank.md).",
+        "Made from `optax_structured/recipes/registry.py` by `tests/recipes/test_registry.py`.",
+        "Scalars take a number or a schedule. State: numbers for a matrix of",
+        f"{size} × {length} at rank {rank} by the published formula, over AdamW's. How to choose:",
+        "[proximal](proximal.md), [low rank](low_rank.md).",
     ]
     for family, title in FAMILIES.items():
-        lines += ["", f"## {title}", "", "| recipe | take it for | scalars | state |", "|---|---|---|---|"]
+        lines += ["", f"## {title}", ""]
+        lines += ["| recipe | take it for | scalars | state |", "|---|---|---|---|"]
         for name, recipe in RECIPES.items():
             if recipe.family == family:
                 scalars = ", ".join(f"`{scalar}`" for scalar in recipe.scalars)

@@ -61,7 +61,7 @@ def test_milestones_and_stages():
         ({"state_bits": 16}, "state_bits must be one of 32, 8, 4, got 16"),
         (
             {"recipe": "rmda", "state_bits": 4},
-            "'rmda' keeps nothing but a sum of all gradients, .* one of adamw, ramda, prox_sgd, .* prox_ssi$",
+            "'rmda' keeps nothing but a sum of .* one of adamw, ramda, prox_sgd, .* prox_ssi$",
         ),
         ({"recipe": "rmda", "eps": 1e-6}, "'rmda' has no eps; leave --eps out"),
         ({"recipe": "adamw", "strength": 1e-3}, "would have no effect with recipe 'adamw'"),
