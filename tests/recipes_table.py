@@ -50,7 +50,7 @@ def of_rank(rank: Any, **parts: Any) -> Mapping[str, Any]:
     return {"low_rank": oxs.LowRank(rank, period=2, **parts)}
 
 
-def in_codes(make: Callable[..., Any], codec: oxs.Codec) -> Callable[..., Any]:
+def in_codes(make: Callable[..., Any], codec: oxs.quantization.Codec) -> Callable[..., Any]:
     """A recipe with its state in codes, whatever the size of a leaf is."""
 
     @functools.wraps(make)
@@ -121,7 +121,7 @@ EIGHT_BITS = oxs.Dynamic(block=2)
 FOUR_BITS = oxs.Dynamic(bits=4, block=2)
 
 
-def encoded(case: Case, codec: oxs.Codec, but: str) -> Case:
+def encoded(case: Case, codec: oxs.quantization.Codec, but: str) -> Case:
     """The same with its state in codes."""
     make = in_codes(case.make, codec)
     name = f"{case.name}_{but}"
@@ -158,7 +158,7 @@ CASES = (
     named("galore", of_rank(2, **LAZY, **ROTATE), but="lazy_rotate"),
     named("galore", {**of_rank(2, **STAGGERED), **LION_INSIDE}, but="staggered_lion", **INNER),
     # After a fit on both sides the low-rank leaf is diagonal, and the rest rounding, below eps.
-    named("galore", of_rank(3, projector=oxs.Tucker()), but="tucker", eps=1e-2),
+    named("galore", of_rank(3, projector=oxs.projectors.Tucker()), but="tucker", eps=1e-2),
     FIRA,
     named("apollo", of_rank(2)),
     named("apollo_mini", of_rank(1), scale=2.0),

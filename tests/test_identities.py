@@ -66,8 +66,10 @@ def test_madgrad_at_a_rate_of_zero_stays(make, rate):
 def test_primal_averaging_of_sgd_is_heavy_ball_momentum():
     momentum = 0.75
     expected = after(optax.sgd(0.1 * (1 - momentum), momentum))
-    assert_close(after(oxs.primal_averaging(optax.sgd(0.1), momentum)), expected, EXACT)
-    assert_close(after(oxs.primal_averaging(optax.adam(0.1), 0.0)), after(optax.adam(0.1)), EXACT)
+    assert_close(after(oxs.transforms.primal_averaging(optax.sgd(0.1), momentum)), expected, EXACT)
+    assert_close(
+        after(oxs.transforms.primal_averaging(optax.adam(0.1), 0.0)), after(optax.adam(0.1)), EXACT
+    )
 
 
 def test_first_step_of_ramda():

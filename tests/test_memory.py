@@ -349,7 +349,7 @@ def test_real_states_are_the_formulas_and_one_flag_a_matrix(method, make, side):
         "wide": jax.ShapeDtypeStruct((5, 8, 12), jnp.bfloat16),
         "tall": jax.ShapeDtypeStruct((12, 8), jnp.float32),
     }
-    projector = oxs.TwoSided() if method == "galore_two_sided" else None
+    projector = oxs.projectors.TwoSided() if method == "galore_two_sided" else None
     spec = oxs.LowRank(2, axes=oxs.Axes(side=side), projector=projector)
     report = oxs.memory_report(make(1e-3, spec), params, spec, method=method)
     assert [leaf.state_numbers - leaf.formula_numbers for leaf in report.leaves] == [1, 5]
@@ -363,7 +363,7 @@ def test_formulas_refuse_what_they_do_not_know():
     with pytest.raises(ValueError, match="no formula for 'adam'"):
         published_bytes("adam", None, params)
     with pytest.raises(ValueError, match="kernel: the formulas take one rank per matrix"):
-        published_numbers("galore", oxs.LowRank((2, 1), projector=oxs.Tucker()), params)
+        published_numbers("galore", oxs.LowRank((2, 1), projector=oxs.projectors.Tucker()), params)
 
 
 def test_the_report_prints_as_a_table():

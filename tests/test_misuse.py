@@ -238,10 +238,10 @@ MISUSE = [
     ("scad-a", lambda: oxs.SCAD(a=1.0), "a must be"),
     ("pg-iterations", lambda: oxs.ProximalGradient(max_iters=0), "max_iters must be"),
     ("pg-rtol", lambda: oxs.ProximalGradient(rtol=-1.0), "rtol must be at least 0"),
-    ("als-rank", lambda: oxs.WeightedALS(max_rank=0), "max_rank must be"),
+    ("als-rank", lambda: oxs.proximal.WeightedALS(max_rank=0), "max_rank must be"),
     (
         "als-for-groups",
-        lambda: step(oxs.ramda(0.1, GROUPS, 0.1, solver=oxs.WeightedALS(2))),
+        lambda: step(oxs.ramda(0.1, GROUPS, 0.1, solver=oxs.proximal.WeightedALS(2))),
         "WeightedALS solves for NuclearNorm, got GroupLasso; use Exact",
     ),
     ("milestones-unordered", lambda: oxs.restart_at(oxs.ramda(0.1), (5, 3)), "increasing whole"),

@@ -76,7 +76,7 @@ def test_q_galore_holds_weights_in_one_byte():
     params = planning.named_model("llama-60m", jnp.float32, stacked=True)
     structure = planning.low_rank_rules(oxs.LowRank(128), params)
     table = oxs.rules((PLAIN_LEAVES, None), default=oxs.Affine())
-    weights = jax.eval_shape(lambda x: oxs.quantize_weights(x, table), params)
+    weights = jax.eval_shape(lambda x: oxs.weights.quantize_weights(x, table), params)
     made = planning.make_plan("llama-60m", params, "q_galore", structure, {})
     assert made.weight_bytes == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights))
     assert made.per_device["weights"] == made.weight_bytes

@@ -15,14 +15,9 @@ SNAPSHOT = pathlib.Path(__file__).with_name("public_api.txt")
 
 def describe(name, thing):
     if inspect.ismodule(thing):
-        inner = getattr(thing, "__all__", None) or [
-            n
-            for n in vars(thing)
-            if (n.isupper() and len(n) > 1) or getattr(thing, n) in _own(thing)
-        ]
-        return [f"{name}: module of {', '.join(sorted(inner))}"]
-    if isinstance(thing, str):
-        return [f"{name}: str"]
+        return [f"{name}: module of {', '.join(sorted(thing.__all__))}"]
+    if not callable(thing):
+        return [f"{name}: {type(thing).__name__}"]
     lines = [f"{name}{_signature(thing)}"]
     if inspect.isclass(thing):
         for method, value in sorted(vars(thing).items()):
@@ -30,10 +25,6 @@ def describe(name, thing):
             if inspect.isfunction(value) and not method.startswith("_"):
                 lines.append(f"  .{method}{_signature(value)}")
     return lines
-
-
-def _own(module):
-    return [f for f in vars(module).values() if inspect.getmodule(f) is module]
 
 
 def _signature(thing):
@@ -46,11 +37,18 @@ def _signature(thing):
     return re.sub(r" at 0x[0-9a-f]+", "", shown)
 
 
+def namespaces():
+    """The rooms by name; those of contrib are imported by who wants them."""
+    rooms = {name: thing for name, thing in vars(oxs).items() if name in oxs.__all__}
+    found = {name: thing for name, thing in rooms.items() if inspect.ismodule(thing)}
+    return found | {f"contrib.{room}": getattr(contrib, room) for room in contrib.__all__}
+
+
 def current():
     things = {name: getattr(oxs, name) for name in sorted(oxs.__all__)}
-    for room in sorted(contrib.__all__):
-        inside = getattr(contrib, room)
-        things |= {f"contrib.{room}.{n}": getattr(inside, n) for n in sorted(inside.__all__)}
+    for room, inside in sorted(namespaces().items()):
+        own = [n for n in sorted(inside.__all__) if getattr(inside, n) is not things.get(n)]
+        things |= {f"{room}.{n}": getattr(inside, n) for n in own}
     return "\n".join(line for name, x in things.items() for line in describe(name, x)) + "\n"
 
 

@@ -117,7 +117,7 @@ class External(Refresh):
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> optimizer = oxs.galore(1e-2, oxs.LowRank(rank=2, refresh=oxs.External()))
+      >>> optimizer = oxs.galore(1e-2, oxs.LowRank(rank=2, refresh=oxs.low_rank.External()))
       >>> params = {"kernel": jnp.ones((8, 5))}
       >>> state = optimizer.init(params)
       >>> updates, state = optimizer.update(params, state, params, refresh={"kernel": True})

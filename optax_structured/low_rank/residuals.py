@@ -77,7 +77,7 @@ class Drop(Residual):
 
     Example:
       >>> import optax_structured as oxs
-      >>> spec = oxs.LowRank(rank=2, residual=oxs.Drop())
+      >>> spec = oxs.LowRank(rank=2, residual=oxs.low_rank.Drop())
     """
 
     def combine(
@@ -202,7 +202,7 @@ class Scaling(Residual):
 
     Example:
       >>> import math, optax_structured as oxs
-      >>> without_limiter = oxs.Scaling(growth=math.inf)
+      >>> without_limiter = oxs.low_rank.Scaling(growth=math.inf)
       >>> optimizer = oxs.apollo(1e-2, oxs.LowRank(rank=2, residual=without_limiter))
 
     Reference: Zhu et al., `APOLLO <https://arxiv.org/abs/2412.05270>`_, 2024.

@@ -152,7 +152,7 @@ class VarianceAware(Transport):
 
     Example:
       >>> import optax_structured as oxs
-      >>> spec = oxs.LowRank(rank=2, transport=oxs.VarianceAware(b1=0.9, b2=0.99))
+      >>> spec = oxs.LowRank(rank=2, transport=oxs.low_rank.VarianceAware(b1=0.9, b2=0.99))
 
     Reference: Robert et al., `LDAdam <https://arxiv.org/abs/2410.16103>`_, 2024.
     """

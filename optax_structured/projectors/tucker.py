@@ -43,7 +43,7 @@ class Tucker(Projector):
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> spec = oxs.LowRank(rank=0.25, period=200, projector=oxs.Tucker())
+      >>> spec = oxs.LowRank(rank=0.25, period=200, projector=oxs.projectors.Tucker())
       >>> optimizer = oxs.galore(1e-2, spec)
       >>> state = optimizer.init({"kernel": jnp.zeros((3, 3, 8, 16))})
 

@@ -32,7 +32,7 @@ class TwoSided(Projector):
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> spec = oxs.LowRank(rank=2, period=200, projector=oxs.TwoSided())
+      >>> spec = oxs.LowRank(rank=2, period=200, projector=oxs.projectors.TwoSided())
       >>> optimizer = oxs.galore(1e-2, spec)
       >>> state = optimizer.init({"kernel": jnp.zeros((8, 5))})
 

@@ -35,8 +35,8 @@ class FusedExact:
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> optimizer = oxs.ramda(
-      ...     0.1, oxs.GroupLasso(group_axis=-2), 0.5, momentum=0.0, solver=oxs.FusedExact())
+      >>> groups, solver = oxs.GroupLasso(group_axis=-2), oxs.proximal.FusedExact()
+      >>> optimizer = oxs.ramda(0.1, groups, 0.5, momentum=0.0, solver=solver)
       >>> params = {"kernel": jnp.ones((4, 2))}
       >>> state = optimizer.init(params)
       >>> grads = {"kernel": jnp.array([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [2.0, 1.0]])}

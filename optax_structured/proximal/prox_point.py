@@ -98,7 +98,7 @@ def record_point() -> optax.GradientTransformationExtraArgs:
     Example:
       >>> import jax.numpy as jnp, optax, optax_structured as oxs
       >>> optimizer = optax.chain(
-      ...     oxs.moving_average(0.1), oxs.prox_step(oxs.L1(), 0.5), oxs.record_point(),
+      ...     oxs.moving_average(0.1), oxs.prox_step(oxs.L1(), 0.5), oxs.proximal.record_point(),
       ...     optax.scale(0.5))
       >>> params = jnp.array([1.0, 0.001])
       >>> _, state = optimizer.update(jnp.zeros(2), optimizer.init(params), params)

@@ -47,7 +47,7 @@ def uncorrected_adam(
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> adam = oxs.uncorrected_adam(b1=0.5, b2=0.75)
+      >>> adam = oxs.transforms.uncorrected_adam(b1=0.5, b2=0.75)
       >>> updates, _ = adam.update(jnp.array([2.0, -3.0]), adam.init(jnp.zeros(2)))
       >>> print(updates.round(3))
       [ 1. -1.]
@@ -107,7 +107,7 @@ def debiased_adam(
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> adam = oxs.debiased_adam(b1=lambda count: 1 - 1 / (count + 2))
+      >>> adam = oxs.transforms.debiased_adam(b1=lambda count: 1 - 1 / (count + 2))
       >>> updates, _ = adam.update(jnp.array([2.0, -3.0]), adam.init(jnp.zeros(2)))
       >>> print(updates.round(3))
       [ 1. -1.]
@@ -169,7 +169,7 @@ def bias_correction(
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> correction = oxs.bias_correction(b1=0.5, b2=0.75)
+      >>> correction = oxs.transforms.bias_correction(b1=0.5, b2=0.75)
       >>> updates, state = correction.update(jnp.ones(2), correction.init(jnp.zeros(2)))
       >>> print(updates)
       [1. 1.]

@@ -40,7 +40,7 @@ def decay_updated_weights(
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_structured as oxs
-      >>> optimizer = optax.chain(optax.sgd(0.5), oxs.decay_updated_weights(0.5, 0.5))
+      >>> optimizer = optax.chain(optax.sgd(0.5), oxs.transforms.decay_updated_weights(0.5, 0.5))
       >>> params = jnp.array([2.0])
       >>> updates, _ = optimizer.update(jnp.array([2.0]), optimizer.init(params), params)
       >>> print(optax.apply_updates(params, updates))

@@ -52,7 +52,7 @@ def scale_by_mirror_madgrad(
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> mirror = oxs.scale_by_mirror_madgrad()
+      >>> mirror = oxs.transforms.scale_by_mirror_madgrad()
       >>> updates, _ = mirror.update(jnp.array([8.0, -1.0, 0.0]), mirror.init(jnp.zeros(3)))
       >>> print(updates.round(3))
       [ 2. -1.  0.]

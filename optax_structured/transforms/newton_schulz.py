@@ -41,7 +41,7 @@ def orthogonalize(
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> tx = oxs.orthogonalize()
+      >>> tx = oxs.transforms.orthogonalize()
       >>> updates, _ = tx.update(jnp.diag(jnp.array([5.0, 3.0])), tx.init(jnp.zeros((2, 2))))
       >>> print(jnp.linalg.svdvals(updates).round(1))
       [1.  0.7]
@@ -76,7 +76,20 @@ def orthogonalize(
 def newton_schulz(
     x: jax.Array, steps: int = 5, coefficients: Coefficients = QUINTIC, eps: float = 1e-7
 ) -> jax.Array:
-    """The iteration of `orthogonalize` on an array of matrices in the last two axes."""
+    """The iteration of `orthogonalize` on an array of matrices.
+
+    Args:
+      x: matrices in the last two axes.
+      steps: iterations.
+      coefficients: a, b, c.
+      eps: added to the norm.
+
+    Returns:
+      An array like `x`.
+
+    >>> print(newton_schulz(jnp.diag(jnp.array([5.0, 3.0]))).round(1)[0, 0])
+    1.0
+    """
     a, b, c = coefficients
     tall = x.shape[-2] > x.shape[-1]
     x = jnp.swapaxes(x, -1, -2) if tall else x

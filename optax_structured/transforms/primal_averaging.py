@@ -47,7 +47,7 @@ def primal_averaging(
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_structured as oxs
-      >>> optimizer = oxs.primal_averaging(optax.sgd(1.0), momentum=0.75)
+      >>> optimizer = oxs.transforms.primal_averaging(optax.sgd(1.0), momentum=0.75)
       >>> params = jnp.array([2.0])
       >>> updates, _ = optimizer.update(jnp.array([1.0]), optimizer.init(params), params)
       >>> print(optax.apply_updates(params, updates))

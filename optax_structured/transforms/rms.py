@@ -34,7 +34,7 @@ def uncorrected_rms(
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> rms = oxs.uncorrected_rms(decay=0.75)
+      >>> rms = oxs.transforms.uncorrected_rms(decay=0.75)
       >>> updates, _ = rms.update(jnp.array([2.0, -3.0]), rms.init(jnp.zeros(2)))
       >>> print(updates.round(3))
       [ 2. -2.]

@@ -51,7 +51,7 @@ def storm(beta: ScalarOrSchedule = 0.1) -> optax.GradientTransformationExtraArgs
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_structured as oxs
       >>> loss = lambda w, batch: jnp.sum((w - batch) ** 2)
-      >>> optimizer = optax.chain(oxs.storm(beta=0.5), optax.sgd(0.1))
+      >>> optimizer = optax.chain(oxs.transforms.storm(beta=0.5), optax.sgd(0.1))
       >>> params = previous = jnp.zeros(1)
       >>> state = optimizer.init(params)
       >>> for batch in (1.0, 3.0, 2.0):

@@ -75,7 +75,7 @@ def weight_normalized(
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_structured as oxs
-      >>> optimizer = oxs.weight_normalized(optax.sgd(0.1), optax.sgd(0.0))
+      >>> optimizer = oxs.transforms.weight_normalized(optax.sgd(0.1), optax.sgd(0.0))
       >>> params = jnp.array([[3.0, 4.0]])
       >>> updates, _ = optimizer.update(jnp.ones((1, 2)), optimizer.init(params), params)
       >>> print(jnp.linalg.norm(params + updates).round(3))
@@ -177,7 +177,7 @@ def lookahead_weight_norm(
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_structured as oxs
-      >>> optimizer = oxs.lookahead_weight_norm(optax.sgd(0.1), optax.sgd(0.1))
+      >>> optimizer = oxs.transforms.lookahead_weight_norm(optax.sgd(0.1), optax.sgd(0.1))
       >>> state = optimizer.init(jnp.ones((3, 2)))
 
     References: as `weight_normalized`.

@@ -26,7 +26,7 @@ class Factors:
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> factors = oxs.Factors(jnp.ones((3, 1)), jnp.ones((1, 2)), oxs.Axes(), (3, 2))
+      >>> factors = oxs.weights.Factors(jnp.ones((3, 1)), jnp.ones((1, 2)), oxs.Axes(), (3, 2))
       >>> factors.product().shape
       (3, 2)
     """
@@ -60,10 +60,10 @@ def factorize(params: Any, plan: WelorePlan) -> Any:
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
       >>> params = {"mlp": jnp.outer(jnp.arange(4.0), jnp.ones(4)), "attention": jnp.eye(4)}
-      >>> factored = oxs.factorize(params, oxs.welore_plan(params, threshold=0.1))
+      >>> factored = oxs.weights.factorize(params, oxs.weights.welore_plan(params, threshold=0.1))
       >>> factored["mlp"].left.shape, factored["attention"].shape
       ((4, 1), (4, 4))
-      >>> print(jnp.allclose(oxs.merge(factored)["mlp"], params["mlp"], atol=1e-6))
+      >>> print(jnp.allclose(oxs.weights.merge(factored)["mlp"], params["mlp"], atol=1e-6))
       True
     """
     views = {entry.path: entry.axes for entry in getattr(plan, "entries", ())}
@@ -121,8 +121,8 @@ def train_factors(
     Example:
       >>> import jax, optax, jax.numpy as jnp, optax_structured as oxs
       >>> params = {"mlp": jnp.outer(jnp.arange(4.0), jnp.ones(4)), "attention": jnp.eye(4)}
-      >>> factored = oxs.factorize(params, oxs.welore_plan(params, threshold=0.1))
-      >>> state = oxs.train_factors(optax.adam(1e-3), also=None).init(factored)
+      >>> factored = oxs.weights.factorize(params, oxs.weights.welore_plan(params, threshold=0.1))
+      >>> state = oxs.weights.train_factors(optax.adam(1e-3), also=None).init(factored)
       >>> sum(x.size for x in jax.tree.leaves(state))  # two moments of (4, 1) and (1, 4), a count
       17
     """

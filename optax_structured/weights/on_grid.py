@@ -60,7 +60,8 @@ def keep_on_grid(
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_structured as oxs
-      >>> optimizer = optax.chain(optax.sgd(0.1), oxs.keep_on_grid(oxs.Affine(bits=4, group=16)))
+      >>> on_grid = oxs.weights.keep_on_grid(oxs.Affine(bits=4, group=16))
+      >>> optimizer = optax.chain(optax.sgd(0.1), on_grid)
       >>> params = {"kernel": jnp.linspace(-0.875, 1, 16).reshape(4, 4)}
       >>> zero = {"kernel": jnp.zeros((4, 4))}
       >>> updates, state = optimizer.update(zero, optimizer.init(params), params)

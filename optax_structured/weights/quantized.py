@@ -29,7 +29,7 @@ class QuantizedWeight:
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> weight = oxs.quantize_weights(jnp.linspace(-0.5, 2.05, 6).reshape(2, 3))
+      >>> weight = oxs.weights.quantize_weights(jnp.linspace(-0.5, 2.05, 6).reshape(2, 3))
       >>> weight.code.codes.tolist(), weight.value().shape
       ([[0, 51, 102], [153, 204, 255]], (2, 3))
     """
@@ -72,11 +72,11 @@ def quantize_weights(params: Any, codec: Affine | Rules = Affine()) -> Any:  # n
       ...     return jnp.sum((x @ params["kernel"] + params["bias"]) ** 2)
       >>> @jax.jit
       ... def step(weights, state, x, key):
-      ...     params = oxs.dequantize_weights(weights)
+      ...     params = oxs.weights.dequantize_weights(weights)
       ...     gradient = jax.grad(loss)(params, x)
       ...     updates, state = optimizer.update(gradient, state, params)
       ...     return oxs.apply_updates(weights, updates, key), state
-      >>> weights, state = oxs.quantize_weights(params), optimizer.init(params)
+      >>> weights, state = oxs.weights.quantize_weights(params), optimizer.init(params)
       >>> weights, state = step(weights, state, jnp.ones((2, 16)), jax.random.key(0))
       >>> weights["kernel"].code.codes.dtype, weights["bias"].dtype
       (dtype('uint8'), dtype('float32'))

@@ -49,7 +49,8 @@ class WelorePlan(Mapping[str, int | None]):
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> plan = oxs.welore_plan({"mlp": jnp.diag(jnp.array([1.0, 0.0, 0.0]))}, threshold=0.5)
+      >>> params = {"mlp": jnp.diag(jnp.array([1.0, 0.0, 0.0]))}
+      >>> plan = oxs.weights.welore_plan(params, threshold=0.5)
       >>> plan["mlp"], plan.entries[0].matrix_shape
       (1, (3, 3))
       >>> print(plan)
@@ -178,7 +179,7 @@ def welore_plan(
     Example:
       >>> import numpy as np, optax_structured as oxs
       >>> s = np.array([1.0, 0.9, 0.1, 0.05, 0.02, 0.01])
-      >>> plan = oxs.welore_plan({"mlp": np.diag(s), "attention": np.eye(6)}, target=0.3)
+      >>> plan = oxs.weights.welore_plan({"mlp": np.diag(s), "attention": np.eye(6)}, target=0.3)
       >>> dict(plan), plan.attempted_reduction
       ({'attention': None, 'mlp': 2}, 0.333...)
 

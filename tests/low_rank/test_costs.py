@@ -62,8 +62,8 @@ def test_a_rank_above_every_side_is_an_error(recipe):
 
 PROJECTORS = {
     "one side": (oxs.SVD(), [*range(1, 260)]),
-    "two sides": (oxs.TwoSided(), [*range(1, 260)]),
-    "tucker": (oxs.Tucker(), [0.1, 0.5, 0.9, 0.999, (64, 64), (256, 384), 100, 300]),
+    "two sides": (oxs.projectors.TwoSided(), [*range(1, 260)]),
+    "tucker": (oxs.projectors.Tucker(), [0.1, 0.5, 0.9, 0.999, (64, 64), (256, 384), 100, 300]),
 }
 
 

@@ -13,7 +13,8 @@ from recipes_table import assert_close, normal, run, types
 from tolerances import LIMIT, reordered, rounding
 
 import optax_structured as oxs
-from optax_structured import SVD, Axes, LowRank, Scaling, SubspaceIteration, low_rank_projection
+from optax_structured import SVD, Axes, LowRank, SubspaceIteration, low_rank_projection
+from optax_structured.low_rank import Scaling
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -117,7 +118,7 @@ def flipped(transport, dtype, seed):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "transport", [oxs.Rotate(), oxs.Align(), oxs.VarianceAware(), oxs.Reset()], ids=repr
+    "transport", [oxs.Rotate(), oxs.Align(), oxs.low_rank.VarianceAware(), oxs.Reset()], ids=repr
 )
 def test_moving_with_the_basis_makes_its_signs_irrelevant(transport, dtype):
     first, *others = (flipped(transport, dtype, seed) for seed in range(3))
@@ -150,7 +151,9 @@ def test_the_residual_grows_by_at_most_the_factor(shape, axes, per):
     common = LowRank(1, 2, axes=axes, projector=SVD())
     residual = oxs.NormScaled(growth=growth, per=per)
     specs = dataclasses.replace(common, residual=residual), common
-    tx, plain = (low_rank_projection(oxs.uncorrected_adam(), s, scale=0.25) for s in specs)
+    tx, plain = (
+        low_rank_projection(oxs.transforms.uncorrected_adam(), s, scale=0.25) for s in specs
+    )
     zero = jnp.zeros(shape)
     grads = [zero, zero, *gradients(shape, 4), zero, *gradients(shape, 8)]
     norms = functools.partial(jnp.linalg.norm, axis=(-2, -1))

@@ -41,12 +41,12 @@ MISUSE = [
     ("rank-tuple", lambda: project(rank=(2, 2)), rf"{WHOLE} \(2, 2\)"),
     (
         "tucker-one-rank-too-many",
-        lambda: project(rank=(2, 2, 2), projector=oxs.Tucker()),
+        lambda: project(rank=(2, 2, 2), projector=oxs.projectors.Tucker()),
         "needs one int for each of the 2 compressed axes",
     ),
     (
         "tucker-fraction-of-more-than-all",
-        lambda: project(rank=1.5, projector=oxs.Tucker()),
+        lambda: project(rank=1.5, projector=oxs.projectors.Tucker()),
         "a fractional rank must be above 0 and below 1, got 1.5",
     ),
     ("period-zero", lambda: oxs.LowRank(2, 0), "period must be at least 1 step, got 0"),
@@ -74,7 +74,7 @@ MISUSE = [
     ),
     (
         "transport-of-another-kind",
-        lambda: oxs.LowRank(2, transport=oxs.Drop()),
+        lambda: oxs.LowRank(2, transport=oxs.low_rank.Drop()),
         r"LowRank\(..., transport=...\) takes Transport objects, got Drop\(\)",
     ),
     ("axes-none", lambda: oxs.LowRank(2, axes=None), r"axes=...\) takes Axes objects, got None"),
@@ -173,7 +173,7 @@ MISUSE = [
     ),
     (
         "rotate-with-tucker",
-        lambda: oxs.LowRank(2, projector=oxs.Tucker(), transport=oxs.Rotate()),
+        lambda: oxs.LowRank(2, projector=oxs.projectors.Tucker(), transport=oxs.Rotate()),
         r"Rotate\(\) needs a projector with one matrix, which Tucker.* is not; use Keep",
     ),
     (
@@ -183,7 +183,7 @@ MISUSE = [
     ),
     (
         "variance-aware-without-adam",
-        lambda: project(inner=optax.trace(0.9), transport=oxs.VarianceAware()),
+        lambda: project(inner=optax.trace(0.9), transport=oxs.low_rank.VarianceAware()),
         "VarianceAware moves the mu and nu of Adam; the inner state has trace: use",
     ),
     (
@@ -198,23 +198,27 @@ MISUSE = [
     ),
     (
         "fira-with-two-sides",
-        lambda: oxs.fira(0.1, oxs.LowRank(2, projector=oxs.TwoSided())).init(PARAMS),
+        lambda: oxs.fira(0.1, oxs.LowRank(2, projector=oxs.projectors.TwoSided())).init(PARAMS),
         r"needs a projector with one matrix, which TwoSided.* is not; use Drop\(\)",
     ),
     (
         "lazy-with-tucker",
-        lambda: oxs.LowRank(2, projector=oxs.Tucker(), refresh=oxs.Lazy()),
+        lambda: oxs.LowRank(2, projector=oxs.projectors.Tucker(), refresh=oxs.Lazy()),
         "Lazy compares one subspace a matrix, which Tucker.* does not have; use Periodic",
     ),
     ("lazy-growth", lambda: oxs.Lazy(growth=1.0), "Lazy needs growth above 1"),
     ("lazy-threshold", lambda: oxs.Lazy(threshold=-0.1), r"threshold must be in \[0, 1\)"),
     ("lazy-similarity", lambda: oxs.Lazy(similarity="cosine"), "similarity must be 'direction' or"),
     ("norm-growth", lambda: oxs.NormScaled(growth=0.99), "growth must be at least 1"),
-    ("norm-per", lambda: oxs.Scaling(per="row"), "per must be 'column' or 'matrix', got 'row'"),
+    (
+        "norm-per",
+        lambda: oxs.low_rank.Scaling(per="row"),
+        "per must be 'column' or 'matrix', got 'row'",
+    ),
     ("feedback-momentum", lambda: oxs.ErrorFeedback(1.0), r"momentum must be in \[0, 1\)"),
     (
         "external-without-mask",
-        lambda: project(refresh=oxs.External()),
+        lambda: project(refresh=oxs.low_rank.External()),
         r"call update\(grads, state, params, refresh=mask\), a bool or a tree of bools",
     ),
     (
@@ -229,7 +233,7 @@ MISUSE = [
     ),
     (
         "ldadam-with-a-residual",
-        lambda: oxs.ldadam(0.1, oxs.LowRank(2, residual=oxs.Drop())),
+        lambda: oxs.ldadam(0.1, oxs.LowRank(2, residual=oxs.low_rank.Drop())),
         "LDAdam prescribes its residual",
     ),
     (
@@ -286,12 +290,12 @@ MISUSE = [
     ),
     (
         "grid-for-a-bias",
-        lambda: step(oxs.keep_on_grid(oxs.rules(("bias", oxs.Affine()), default=None))),
+        lambda: step(oxs.weights.keep_on_grid(oxs.rules(("bias", oxs.Affine()), default=None))),
         "to 'dense/bias' of shape .*, which cannot take it: weights in Affine.* are matrices",
     ),
     (
         "grid-without-params",
-        lambda: oxs.keep_on_grid().update(PARAMS, oxs.keep_on_grid().init(PARAMS)),
+        lambda: oxs.weights.keep_on_grid().update(PARAMS, oxs.weights.keep_on_grid().init(PARAMS)),
         NO_PARAMS,
     ),
     ("subspace-iterations", lambda: oxs.SubspaceIteration(0), "iterations must be a Python int of"),

@@ -43,7 +43,7 @@ def trajectory(tx, start, grads):
 @pytest.mark.parametrize("moments", [None, oxs.Dynamic()], ids=repr)
 def test_without_codes_it_is_galore_with_lazy_refits(moments):
     start, grads = normal_tree("w", SHAPES), [normal_tree(t, SHAPES) for t in range(5)]
-    adam = oxs.quantized(oxs.debiased_adam(0.9, 0.95, 1e-8), moments)
+    adam = oxs.quantized(oxs.transforms.debiased_adam(0.9, 0.95, 1e-8), moments)
     settings = {"scale": 0.5, "weight_decay": 0.1}
     expected = oxs.galore(0.01, spec(refresh=oxs.Lazy()), inner=adam, **settings)
     tx = oxs.q_galore(0.01, spec(codec=Exact()), weights=None, moments=moments, **settings)
@@ -65,7 +65,7 @@ def test_what_is_in_codes_by_default():
     }
     assert state.bases["kernel"].codes.nbytes == 64 * 32 // 2
     assert isinstance(state.inner.inner.nu["kernel"], DynamicCode)
-    assert isinstance(state.refresh["kernel"].rule, oxs.LazyState)
+    assert isinstance(state.refresh["kernel"].rule, oxs.low_rank.LazyState)
 
 
 @pytest.mark.parametrize("projector", [oxs.SVD(), oxs.SubspaceIteration()], ids=repr)
@@ -124,16 +124,16 @@ def test_weights_in_codes_follow_the_same_trajectory():
     """The grid inside the optimizer, and the container with its own `apply_updates`."""
     codec = oxs.Affine(group=16)
     table = oxs.rules(("kernel", oxs.LowRank(2, period=3)), default=None)
-    weights = oxs.quantize_weights(normal_tree("w", SMALL), codec)
-    params = oxs.dequantize_weights(weights)
+    weights = oxs.weights.quantize_weights(normal_tree("w", SMALL), codec)
+    params = oxs.weights.dequantize_weights(weights)
     tx, plain = (oxs.q_galore(0.01, table, weights=w, seed=7) for w in (codec, None))
     grads = [normal_tree(t, SMALL) for t in range(10)]
     state, step = plain.init(params), jax.jit(plain.update)
     for t, (expected, _) in enumerate(trajectory(tx, params, grads)):
-        updates, state = step(grads[t], state, oxs.dequantize_weights(weights))
+        updates, state = step(grads[t], state, oxs.weights.dequantize_weights(weights))
         key = jax.random.fold_in(jax.random.key(7), t)
         weights = oxs.apply_updates(weights, updates, key)
-        got = oxs.dequantize_weights(weights)
+        got = oxs.weights.dequantize_weights(weights)
         level = jnp.max(weights["kernel"].code.scale)
         assert jnp.max(jnp.abs(got["kernel"] - expected["kernel"])) <= 1e-3 * level
         assert_equal(got["bias"], expected["bias"])

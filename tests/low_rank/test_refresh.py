@@ -9,7 +9,8 @@ from recipes_table import assert_equal, normal
 from tolerances import ORTHONORMAL
 
 import optax_structured as oxs
-from optax_structured import SVD, External, Lazy, LowRank, Periodic, Staggered, SubspaceIteration
+from optax_structured import SVD, Lazy, LowRank, Periodic, Staggered, SubspaceIteration
+from optax_structured.low_rank import External
 
 SHAPE = (6, 4)
 
@@ -60,7 +61,7 @@ def gaps(tx, grads):
 def test_a_rule_that_is_the_same_for_all_leaves_is_asked_once(together):
     asked = []
 
-    class Counting(oxs.Refresh):
+    class Counting(oxs.low_rank.Refresh):
         def due(self, state, count, period, share):
             asked.append(share)
             return count % period == 0

@@ -54,8 +54,8 @@ SETTINGS = {
         r"bases of shape \(2, 4\), and the optimizer has bases of shape \(2,\)",
     ),
     "tucker-rank": (
-        ("galore", {"rank": (1, 2), "projector": oxs.Tucker()}),
-        ("galore", {"rank": (2, 2), "projector": oxs.Tucker()}),
+        ("galore", {"rank": (1, 2), "projector": oxs.projectors.Tucker()}),
+        ("galore", {"rank": (2, 2), "projector": oxs.projectors.Tucker()}),
         r"bases\.0 of shape \(6, 1\), and the optimizer has bases\.0 of shape \(6, 2\)",
     ),
     "side": (

@@ -48,7 +48,7 @@ def cpu_calls(f, *args):
 
 PROJECTORS = [
     oxs.SVD(),
-    oxs.TwoSided(),
+    oxs.projectors.TwoSided(),
     oxs.RandomizedRange(),
     oxs.SubspaceIteration(),
     oxs.SubspaceIteration(orthonormalize="cholesky"),

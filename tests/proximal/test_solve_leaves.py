@@ -112,7 +112,7 @@ def test_leaves_of_other_regularizers_stay_apart():
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighted(oxs.Regularizer):
+class Weighted(oxs.regularizers.Regularizer):
     """One of a user's own, with an array in it, so that it has no hash."""
 
     weights: np.ndarray

@@ -32,7 +32,9 @@ def many(x):
 @pytest.mark.parametrize("whole", [0.0, 7.0, -3.0])
 def test_rounding_to_integers(whole):
     x = whole + FRACTIONS
-    samples = np.asarray(oxs.round_stochastically(many(x), jax.random.key(0)), np.float64)
+    samples = np.asarray(
+        oxs.quantization.round_stochastically(many(x), jax.random.key(0)), np.float64
+    )
     assert_two_point(samples, np.floor(x), np.ceil(x), x.astype(np.float64))
 
 
@@ -61,7 +63,7 @@ def bfloat16(bits):
 
 def test_rounding_to_bfloat16():
     x = np.array([1.0, 1.001, -0.3, 3e-20, 65_537.0, -1e30], np.float32)
-    samples = oxs.cast_stochastically(many(x), jax.random.key(2))
+    samples = oxs.quantization.cast_stochastically(many(x), jax.random.key(2))
     assert samples.dtype == jnp.bfloat16
     near = (x.view(np.uint32) >> 16).astype(np.uint16)
     ends = np.sort([bfloat16(near), bfloat16(near + 1)], 0).astype(np.float64)
@@ -75,7 +77,9 @@ def test_everything_that_bfloat16_has_stays():
     bits = np.arange(2**16, dtype=np.uint16)
     bits = bits[(bits & 0x7F80 != 0) | (bits & 0x7FFF == 0)]
     x = bfloat16(bits)
-    kept = np.asarray(oxs.cast_stochastically(jnp.asarray(x), jax.random.key(3)), np.float32)
+    kept = np.asarray(
+        oxs.quantization.cast_stochastically(jnp.asarray(x), jax.random.key(3)), np.float32
+    )
     np.testing.assert_array_equal(kept, x)
     assert np.isinf(x).sum() == 2 and np.isnan(x).any()
 
@@ -83,14 +87,14 @@ def test_everything_that_bfloat16_has_stays():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_whole_numbers_stay_in_their_dtype(dtype):
     x = jnp.arange(-5, 6).astype(dtype)
-    kept = oxs.round_stochastically(x, jax.random.key(4))
+    kept = oxs.quantization.round_stochastically(x, jax.random.key(4))
     assert kept.dtype == x.dtype
     np.testing.assert_array_equal(kept, x)
 
 
 def test_the_same_key_gives_the_same_draws():
     x = many(FRACTIONS)[:100]
-    for rounded in (oxs.round_stochastically, oxs.cast_stochastically):
+    for rounded in (oxs.quantization.round_stochastically, oxs.quantization.cast_stochastically):
         first, again, other = (rounded(x, jax.random.key(k)) for k in (0, 0, 1))
         np.testing.assert_array_equal(first, again)
         assert jnp.any(first != other)

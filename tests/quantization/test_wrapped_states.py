@@ -208,9 +208,9 @@ def test_nothing_is_promoted_silently(codec, dtype):
         assert codec.decode(codec.encode(x), x.shape).dtype == jnp.float32
         if isinstance(codec, oxs.Affine):
             weights = oxs.apply_updates(
-                oxs.quantize_weights({"w": x}, codec), {"w": x}, jax.random.key(0)
+                oxs.weights.quantize_weights({"w": x}, codec), {"w": x}, jax.random.key(0)
             )
-            assert oxs.dequantize_weights(weights)["w"].dtype == jnp.float32
+            assert oxs.weights.dequantize_weights(weights)["w"].dtype == jnp.float32
 
 
 # Dual averaging

@@ -42,7 +42,7 @@ def dct_adamw(golden: Golden) -> None:
         "projector": oxs.DCT(
             score=h.one_of("ell_norm", SCORES, default=1), kind=h.one_of("sim_type", KINDS)
         ),
-        "residual": oxs.ErrorFeedback(codec=codec) if feedback else oxs.Drop(),
+        "residual": oxs.ErrorFeedback(codec=codec) if feedback else oxs.low_rank.Drop(),
         "transport": oxs.Rotate() if h.one_of("rotate_subspace", YES_OR_NO) else oxs.Keep(),
     }
     leaves = projected(golden, lambda shape: len(shape) == 2 and max(shape) < longest)
@@ -57,7 +57,10 @@ def dct_adamw(golden: Golden) -> None:
     h.check_all_read()
 
     def look(state: Any, current: Any) -> dict[str, dict[str, Any]]:
-        s, inner = find(state, oxs.LowRankState), find(state, oxs.DebiasedAdamState)
+        s, inner = (
+            find(state, oxs.low_rank.LowRankState),
+            find(state, oxs.transforms.DebiasedAdamState),
+        )
         buffers = held(golden, s.residual)
         decoded = {leaf: codec.decode(x) if codec else x for leaf, x in buffers.items()}
         return {
@@ -75,7 +78,7 @@ def trion(golden: Golden) -> None:
     h = golden.settings()
     kind = h.one_of("use_makhoul", {False: "matrix", True: "dct2"}, default=False)
     specs = of_rank(h, projected(golden), projector=oxs.DCT(kind=kind))
-    iteration = oxs.orthogonalize(h["ns_steps"], tuple(h["ns_coefficients"]))
+    iteration = oxs.transforms.orthogonalize(h["ns_steps"], tuple(h["ns_coefficients"]))
     tx = oxs.trion(
         rate(golden, h),
         by_name(specs),
@@ -87,7 +90,7 @@ def trion(golden: Golden) -> None:
     h.check_all_read()
 
     def look(state: Any, current: Any) -> dict[str, dict[str, Any]]:
-        s = find(state, oxs.LowRankState)
+        s = find(state, oxs.low_rank.LowRankState)
         return {
             "indices_sorted": held(golden, s.bases),
             "momentum": held(golden, s.residual),

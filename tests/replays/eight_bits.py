@@ -61,7 +61,7 @@ def read(golden: Golden) -> Run:
     specs, refits = low_rank(golden, h)
     b1, b2 = h["betas"]
     adam = oxs.quantized(
-        oxs.debiased_adam(b1, b2, h["eps"]),
+        oxs.transforms.debiased_adam(b1, b2, h["eps"]),
         oxs.Dynamic(block=h.get("block", 256), published=True),
         min_size=h["min_8bit_size"],
     )
@@ -72,13 +72,13 @@ def read(golden: Golden) -> Run:
     parts = [
         adam,
         optax.scale_by_learning_rate(learning_rate),
-        oxs.decay_updated_weights(learning_rate, decay),
+        oxs.transforms.decay_updated_weights(learning_rate, decay),
     ]
     grid = None
     if h.get("weight_quant"):
         grid = oxs.Affine(h["weight_bits"], h["weight_group"], published=True)
         table = by_name(dict.fromkeys(specs, grid))
-        parts.append(oxs.keep_on_grid(table, stochastic=h["stochastic_round"]))
+        parts.append(oxs.weights.keep_on_grid(table, stochastic=h["stochastic_round"]))
     else:
         h.pass_over("weight_quant", "weight_bits", "weight_group", "stochastic_round")
     h.check_all_read()

@@ -32,7 +32,7 @@ def run(golden: Golden, with_inner: Any) -> None:
     norms: dict[str, list[float]] = {}
 
     def look(state: Any, current: Any) -> dict[str, dict[str, Any]]:
-        found = held(golden, find(state, oxs.LowRankState).residual)
+        found = held(golden, find(state, oxs.low_rank.LowRankState).residual)
         seen = {n: x for n, x in found.items() if alpha != 1 or not is_whole(golden, specs, n)}
         for leaf, norm in seen.items():
             norms.setdefault(leaf, []).append(float(norm))

@@ -35,7 +35,7 @@ def rmsprop(golden: Golden) -> None:
 def tucker(golden: Golden) -> None:
     h = golden.settings()
     found = golden.leaves("state/factor0")
-    projector = RecordedFactors(golden=golden) if found else oxs.Tucker()
+    projector = RecordedFactors(golden=golden) if found else oxs.projectors.Tucker()
     parts = {"period": h["update_proj_gap"], "projector": projector, "transport": oxs.Keep()}
     specs = of_rank(h, projected(golden, lambda shape: len(shape) > 2), **parts)
     assert_run(golden, with_adam(oxs.galore, golden, h, specs, h.get("scale", 1.0)))
@@ -45,7 +45,7 @@ def with_adam(recipe: Any, golden: Golden, h: Settings, specs: Specs, scale: flo
     """A recipe of this family with its own Adam, or with one that is not corrected."""
     settings = adam(h)
     if not h.one_of("correct_bias", YES_OR_NO, default=True):
-        settings = {"inner": oxs.uncorrected_adam(**settings)}
+        settings = {"inner": oxs.transforms.uncorrected_adam(**settings)}
     decay = h.get("weight_decay", 0.0)
     tx = recipe(rate(golden, h), by_name(specs), scale=scale, weight_decay=decay, **settings)
     h.check_all_read()
@@ -55,7 +55,9 @@ def with_adam(recipe: Any, golden: Golden, h: Settings, specs: Specs, scale: flo
 def with_rms(recipe: Any, golden: Golden, h: Settings, specs: Specs, scale: float) -> Any:
     """A recipe of this family with RMSProp."""
     centered = h.one_of("centered", YES_OR_NO, default=False)
-    rms = oxs.uncorrected_rms(h["beta"], h["eps"], h.get("momentum", 0.0), centered=centered)
+    rms = oxs.transforms.uncorrected_rms(
+        h["beta"], h["eps"], h.get("momentum", 0.0), centered=centered
+    )
     decay = h.get("weight_decay", 0.0)
     tx = recipe(rate(golden, h), by_name(specs), inner=rms, scale=scale, weight_decay=decay)
     h.check_all_read()
@@ -64,7 +66,7 @@ def with_rms(recipe: Any, golden: Golden, h: Settings, specs: Specs, scale: floa
 
 def bases(golden: Golden, specs: Specs, state: Any) -> dict[str, dict[str, Any]]:
     """The bases in the layout of the files."""
-    found = find(state, oxs.LowRankState).bases
+    found = find(state, oxs.low_rank.LowRankState).bases
     if not golden.leaves("state/projector_left"):
         return {"projector": turned(golden, specs, found, "rows")}
     return {

@@ -28,7 +28,7 @@ def grad_norm_lorp(golden: Golden) -> None:
 
     def look(state: Any, current: Any) -> dict[str, dict[str, Any]]:
         lengths = jax.tree.map(lambda w: jnp.linalg.norm(w, axis=-1, keepdims=True), current)
-        copies = {"v": find(state, oxs.LookaheadState).v} if mode == "lookahead" else {}
+        copies = {"v": find(state, oxs.transforms.LookaheadState).v} if mode == "lookahead" else {}
         return bases(golden, specs, state) | {"g": lengths} | copies
 
     assert_run(golden, tx, look)

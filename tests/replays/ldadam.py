@@ -26,7 +26,7 @@ def ldadamw(golden: Golden) -> None:
     h.check_all_read()
 
     def look(state: Any, current: Any) -> dict[str, dict[str, Any]]:
-        s = find(state, oxs.LDAdamState)
+        s = find(state, oxs.low_rank.LDAdamState)
         return {
             "projection_matrix": {leaf: p.T @ p for leaf, p in held(golden, s.bases).items()},
             "error": held(golden, s.error),

@@ -121,7 +121,7 @@ class RecordedSides(TwoSided):
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordedFactors(oxs.Tucker):
+class RecordedFactors(oxs.projectors.Tucker):
     """The factors that a run recorded: another routine's signs, and where its sweeps stopped."""
 
     golden: Golden | None = None

@@ -36,7 +36,7 @@ def regularised(golden: Golden, kind: str) -> list[str]:
     raise ValueError(f"{golden.name} does not say which leaves are regularised: {prose}")
 
 
-def regularizer(golden: Golden, h: Settings, kind: str) -> oxs.Rules:
+def regularizer(golden: Golden, h: Settings, kind: str) -> oxs.trees.Rules:
     """The penalty of each regularised leaf; `kind` begins with its name."""
 
     def groups() -> int:
@@ -58,7 +58,7 @@ def regularizer(golden: Golden, h: Settings, kind: str) -> oxs.Rules:
     return by_name(dict.fromkeys(regularised(golden, kind), penalty))
 
 
-def solver(h: Settings) -> oxs.Solver:
+def solver(h: Settings) -> oxs.proximal.Solver:
     """The exact one, or the authors' where the file says how long it iterates."""
     if "max_iters" not in h:
         return oxs.Exact()

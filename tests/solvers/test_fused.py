@@ -54,7 +54,7 @@ def test_the_kernel_is_the_exact_solve(lasso, shape, spread, small_blocks):
 
 
 def lowered(lasso, shape, platform="tpu"):
-    optimizer = oxs.ramda(0.1, lasso, 0.1, solver=oxs.FusedExact())
+    optimizer = oxs.ramda(0.1, lasso, 0.1, solver=oxs.proximal.FusedExact())
     params = {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}
     state = jax.eval_shape(optimizer.init, params)
 
@@ -91,14 +91,14 @@ def test_where_it_does_not_fit_it_is_exact(lasso, shape):
 
 def test_leaves_that_are_alike_share_a_kernel(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    optimizer = oxs.ramda(0.1, ROWS, 0.1, solver=oxs.FusedExact())
+    optimizer = oxs.ramda(0.1, ROWS, 0.1, solver=oxs.proximal.FusedExact())
     params = {i: jax.ShapeDtypeStruct((64, 128), jnp.float32) for i in range(5)}
     traced = jax.jit(optimizer.update).trace(params, jax.eval_shape(optimizer.init, params), params)
     assert traced.lower(lowering_platforms=("tpu",)).as_text().count(CALL) == 1
 
 
 def test_each_device_solves_its_shard_inside_shard_map():
-    optimizer = oxs.ramda(0.1, ROWS, 0.1, solver=oxs.FusedExact())
+    optimizer = oxs.ramda(0.1, ROWS, 0.1, solver=oxs.proximal.FusedExact())
     params = jax.ShapeDtypeStruct((64, 128), jnp.float32)
     state = jax.eval_shape(optimizer.init, params)
     specs = jax.tree.map(lambda x: P("data") if x.ndim else P(), (params, state, params))
@@ -113,6 +113,6 @@ def test_each_device_solves_its_shard_inside_shard_map():
 def test_other_precisions_are_solved_as_ever():
     with jax.enable_x64(True):
         v, metric, c = (x.astype(jnp.float64) for x in problem((4, 6)))
-        got = oxs.FusedExact().solve(ROWS, v, metric, c, 0.1, c)
+        got = oxs.proximal.FusedExact().solve(ROWS, v, metric, c, 0.1, c)
         assert got.dtype == jnp.float64
         np.testing.assert_array_equal(got, oxs.Exact().solve(ROWS, v, metric, c, 0.1, c))

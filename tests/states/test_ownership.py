@@ -57,7 +57,7 @@ TRANSFORMATIONS = {
     "ldadam": oxs.ldadam(1e-3, HALF),
     "grad_norm_lorp": oxs.grad_norm_lorp(1e-3, HALF),
     "lookahead": oxs.grad_norm_lorp(1e-3, HALF, mode="lookahead"),
-    "classical": oxs.weight_normalized(optax.sgd(1.0), optax.adam(1.0), classical=True),
+    "classical": oxs.transforms.weight_normalized(optax.sgd(1.0), optax.adam(1.0), classical=True),
 }
 
 

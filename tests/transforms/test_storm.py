@@ -36,18 +36,18 @@ def expected(betas, new=NEW, old=OLD):
 
 
 def test_recursion():
-    assert_close(run(oxs.storm(0.3)), expected([0.3] * STEPS), reordered(jnp.float32))
+    assert_close(run(oxs.transforms.storm(0.3)), expected([0.3] * STEPS), reordered(jnp.float32))
 
 
 def test_beta_one_is_identity():
-    assert_equal(run(oxs.storm(1.0)), NEW)
+    assert_equal(run(oxs.transforms.storm(1.0)), NEW)
 
 
 def test_schedules_directly_and_injected():
     ramp = lambda count: 0.2 + 0.1 * jnp.asarray(count, float)  # noqa: E731
     want = expected([float(ramp(i)) for i in range(STEPS)])
-    assert_close(run(oxs.storm(ramp)), want, reordered(jnp.float32))
-    injected = optax.inject_hyperparams(oxs.storm)(beta=ramp)
+    assert_close(run(oxs.transforms.storm(ramp)), want, reordered(jnp.float32))
+    injected = optax.inject_hyperparams(oxs.transforms.storm)(beta=ramp)
     assert_close(run(injected), want, reordered(jnp.float32))
 
 
@@ -63,14 +63,14 @@ def test_schedules_directly_and_injected():
     ids=["masked", "partition"],
 )
 def test_wrappers_that_cut_holes(wrap):
-    got, want = run(wrap(oxs.storm(0.3)))[-1], expected([0.3] * STEPS)[-1]
+    got, want = run(wrap(oxs.transforms.storm(0.3)))[-1], expected([0.3] * STEPS)[-1]
     assert_equal(got["dense"]["bias"], NEW[-1]["dense"]["bias"])
     assert_close(got["dense"]["kernel"], want["dense"]["kernel"], reordered(jnp.float32))
 
 
 def test_without_noise_it_is_the_gradient():
     grad = jax.grad(lambda w: jnp.sum(jnp.square(w - 1) * jnp.arange(1.0, 4.0)))
-    tx = oxs.storm(0.1)
+    tx = oxs.transforms.storm(0.1)
     previous = current = jnp.zeros(3)
     state = tx.init(current)
     for _ in range(10):
@@ -99,12 +99,12 @@ def test_variance_falls_below_that_of_momentum():
         return jax.lax.scan(step, (start, start, tx.init(start)), rows)[1][50:].mean()
 
     momentum = optax.with_extra_args_support(optax.ema(0.98, debias=True))
-    assert errors(oxs.storm(0.02)) < 0.4 * errors(momentum)
+    assert errors(oxs.transforms.storm(0.02)) < 0.4 * errors(momentum)
 
 
 def test_half_precision_gradients_accumulate_in_float32():
     half = lambda trees: [jax.tree.map(lambda x: x.astype(jnp.bfloat16), t) for t in trees]  # noqa: E731
-    tx = oxs.storm(0.3)
+    tx = oxs.transforms.storm(0.3)
     state = tx.init(params(jnp.bfloat16))
     assert {x.dtype for x in jax.tree.leaves(state.estimate)} == {jnp.dtype("float32")}
     got = run(tx, half(NEW), half(OLD))
@@ -114,7 +114,7 @@ def test_half_precision_gradients_accumulate_in_float32():
 
 def test_vmap():
     stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
-    tx = oxs.storm(0.3)
+    tx = oxs.transforms.storm(0.3)
     states = jax.vmap(tx.init)(stack([NEW[0]] * STEPS))
     update = jax.vmap(lambda g, s, h: tx.update(g, s, grads_prev=h))
     for _ in range(2):
@@ -126,7 +126,7 @@ def test_vmap():
 
 def test_mistakes_say_what_to_do():
     with pytest.raises(ValueError, match=r"beta must be in \[0, 1\] or a schedule, got 1.5"):
-        oxs.storm(1.5)
-    tx = oxs.storm(0.5)
+        oxs.transforms.storm(1.5)
+    tx = oxs.transforms.storm(0.5)
     with pytest.raises(ValueError, match="grads_prev=jax.grad"):
         tx.update(NEW[0], tx.init(params(shapes=SHAPES)))

@@ -21,11 +21,11 @@ either_codec = pytest.mark.parametrize("codec", [INT8, oxs.Affine(4, GROUP)], id
 
 def on_grid(params, codec=INT8):
     """What is exactly on the grid, and whose groups span all levels."""
-    return oxs.dequantize_weights(oxs.quantize_weights(params, codec))
+    return oxs.weights.dequantize_weights(oxs.weights.quantize_weights(params, codec))
 
 
 def moved(params, updates, **settings):
-    tx = oxs.keep_on_grid(INT8, **settings)
+    tx = oxs.weights.keep_on_grid(INT8, **settings)
     change, _ = tx.update(updates, tx.init(params), params)
     return optax.apply_updates(params, change)
 
@@ -34,7 +34,7 @@ def levels(codec):
     """The largest distance between two levels, of any group."""
     return jax.tree.map(
         lambda w: jnp.max(w.code.scale) if hasattr(w, "code") else 0.0,
-        oxs.quantize_weights(normal_tree("w", SHAPES), codec),
+        oxs.weights.quantize_weights(normal_tree("w", SHAPES), codec),
         is_leaf=lambda w: hasattr(w, "code"),
     )
 
@@ -45,8 +45,8 @@ def levels(codec):
 @either_codec
 def test_the_container_holds_matrices_to_half_a_level(codec):
     params = normal_tree("w", SHAPES)
-    weights = oxs.quantize_weights(params, codec)
-    values = oxs.dequantize_weights(weights)
+    weights = oxs.weights.quantize_weights(params, codec)
+    values = oxs.weights.dequantize_weights(weights)
     assert jax.tree.structure(values) == jax.tree.structure(params)
     for name, level in levels(codec).items():
         assert jnp.max(jnp.abs(values[name] - params[name])) <= 0.501 * level
@@ -59,8 +59,8 @@ def test_the_container_holds_matrices_to_half_a_level(codec):
 @either_codec
 @pytest.mark.parametrize("seed", range(3))
 def test_an_update_of_zero_changes_no_code(codec, seed):
-    weights = oxs.quantize_weights(normal_tree("w", SHAPES), codec)
-    zeros = jax.tree.map(jnp.zeros_like, oxs.dequantize_weights(weights))
+    weights = oxs.weights.quantize_weights(normal_tree("w", SHAPES), codec)
+    zeros = jax.tree.map(jnp.zeros_like, oxs.weights.dequantize_weights(weights))
     new = oxs.apply_updates(weights, zeros, jax.random.key(seed))
     for name in ("kernel", "odd"):
         old, code = weights[name].code, new[name].code
@@ -71,8 +71,8 @@ def test_an_update_of_zero_changes_no_code(codec, seed):
 
 def test_updates_are_right_on_average():
     """Far below a level, and with the variance of a coin: f (1 - f) squared levels."""
-    weights = oxs.quantize_weights({"w": normal("w", (8, 12))}, INT8)
-    value = oxs.dequantize_weights(weights)["w"]
+    weights = oxs.weights.quantize_weights({"w": normal("w", (8, 12))}, INT8)
+    value = oxs.weights.dequantize_weights(weights)["w"]
     level = jnp.repeat(weights["w"].code.scale.ravel(), GROUP).reshape(8, 12)
     codes = weights["w"].code.codes.astype(int)
     inside = (codes > 5) & (codes < 250)  # the ends of a group stay, and with them the levels
@@ -103,22 +103,22 @@ def test_bfloat16_leaves_are_rounded_at_random_and_others_added_to():
 
 
 def test_weights_in_codes_survive_a_checkpoint(tmp_path):
-    weights = oxs.quantize_weights(normal_tree("w", SHAPES), oxs.Affine(4, GROUP))
+    weights = oxs.weights.quantize_weights(normal_tree("w", SHAPES), oxs.Affine(4, GROUP))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "w", weights)
         checkpointer.wait_until_finished()
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, weights)
         restored = checkpointer.restore(tmp_path / "w", like)
-    assert_equal(oxs.dequantize_weights(restored), oxs.dequantize_weights(weights))
+    assert_equal(oxs.weights.dequantize_weights(restored), oxs.weights.dequantize_weights(weights))
 
 
 # The element
 
 
 def test_the_element_and_the_container_agree():
-    weights = oxs.quantize_weights(normal_tree("w", SHAPES), INT8)
-    params = oxs.dequantize_weights(weights)
-    tx = oxs.keep_on_grid(INT8, seed=3)
+    weights = oxs.weights.quantize_weights(normal_tree("w", SHAPES), INT8)
+    params = oxs.weights.dequantize_weights(weights)
+    tx = oxs.weights.keep_on_grid(INT8, seed=3)
     state = tx.init(params)
     for t in range(20):
         updates = jax.tree.map(lambda u: 0.02 * u, normal_tree(t, SHAPES))
@@ -126,7 +126,7 @@ def test_the_element_and_the_container_agree():
         weights = oxs.apply_updates(weights, updates, key)
         change, state = tx.update(updates, state, params)
         params = optax.apply_updates(params, change)
-        for name, value in oxs.dequantize_weights(weights).items():
+        for name, value in oxs.weights.dequantize_weights(weights).items():
             width = jnp.max(jnp.abs(value)) / 127
             assert jnp.max(jnp.abs(value - params[name])) <= 1e-4 * width
 
@@ -139,7 +139,7 @@ def test_rounded_to_the_nearest_small_steps_are_lost():
     step = {"w": jnp.where(inside, -2e-4, 0)}
     totals = {}
     for stochastic in (True, False):
-        tx = oxs.keep_on_grid(INT8, stochastic=stochastic)
+        tx = oxs.weights.keep_on_grid(INT8, stochastic=stochastic)
         current, state, update = params, tx.init(params), jax.jit(tx.update)
         for _ in range(100):
             change, state = update(step, state, current)
@@ -152,10 +152,10 @@ def test_rounded_to_the_nearest_small_steps_are_lost():
 def test_draws_differ_between_leaves_steps_and_seeds():
     w = on_grid({"w": normal("w", (8, 12))})["w"]
     params, updates = {"a": w, "b": w}, {"a": jnp.full_like(w, 3e-3), "b": jnp.full_like(w, 3e-3)}
-    tx = oxs.keep_on_grid(INT8)
+    tx = oxs.weights.keep_on_grid(INT8)
     first, state = tx.update(updates, tx.init(params), params)
     second, _ = tx.update(updates, state, params)
-    other, _ = oxs.keep_on_grid(INT8, seed=1).update(updates, tx.init(params), params)
+    other, _ = oxs.weights.keep_on_grid(INT8, seed=1).update(updates, tx.init(params), params)
     assert not jnp.array_equal(first["a"], first["b"])
     assert not jnp.array_equal(first["a"], second["a"])
     assert not jnp.array_equal(first["a"], other["a"])
@@ -165,7 +165,7 @@ def test_draws_differ_between_leaves_steps_and_seeds():
 
 def test_leaves_without_a_codec_pass_through():
     params, updates = normal_tree("w", SHAPES), normal_tree("u", SHAPES)
-    tx = oxs.keep_on_grid(oxs.rules(("odd", None), default=INT8))
+    tx = oxs.weights.keep_on_grid(oxs.rules(("odd", None), default=INT8))
     got, _ = tx.update(updates, tx.init(params), params)
     assert_equal({**got, "kernel": 0}, {**updates, "kernel": 0})
     assert not jnp.array_equal(got["kernel"], updates["kernel"])
@@ -214,6 +214,6 @@ def test_groups_across_devices_are_refused():
 def test_narrow_parameters_are_refused(dtype):
     params = normal_tree("w", SHAPES, dtype)
     with pytest.raises(ValueError, match=f"'kernel' is {dtype}, which cannot hold the levels"):
-        oxs.keep_on_grid(INT8).init(params)
-    oxs.keep_on_grid(oxs.rules(("kernel|odd", None), default=INT8)).init(params)
-    oxs.quantize_weights(params, INT8)
+        oxs.weights.keep_on_grid(INT8).init(params)
+    oxs.weights.keep_on_grid(oxs.rules(("kernel|odd", None), default=INT8)).init(params)
+    oxs.weights.quantize_weights(params, INT8)

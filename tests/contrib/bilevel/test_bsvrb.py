@@ -242,7 +242,7 @@ def test_msvr_recursion():
 
 def test_msvr_of_all_blocks_is_storm():
     grads, old = jax.random.normal(jax.random.key(0), (2, 3, 4, 2))
-    many, plain = msvr(0.4, num_blocks=4, blocks_per_step=4), oxs.storm(0.4)
+    many, plain = msvr(0.4, num_blocks=4, blocks_per_step=4), oxs.transforms.storm(0.4)
     a, b = many.init(jnp.zeros((4, 2))), plain.init(jnp.zeros((4, 2)))
     for g, h in zip(grads, old, strict=True):
         ours, a = many.update(g, a, grads_prev=h, blocks=jnp.arange(4))
