@@ -114,8 +114,9 @@ def test_importing_the_package_does_not_load_contrib():
     assert done.stdout.strip() == "False"
 
 
-def test_importing_the_package_imports_no_extras():
-    heavy = sorted({*(EXTRAS | LIBRARIES) - CORE, "jax.experimental.pallas"})
-    code = f"import sys, optax_structured; print(*[m for m in {heavy} if m in sys.modules])"
+@pytest.mark.parametrize("module", ["optax_structured", "optax_structured.planning"])
+def test_importing_it_loads_no_extras(module):
+    heavy = sorted({*(EXTRAS | LIBRARIES) - CORE, "jax.extend", "jax._src.pallas"})
+    code = f"import sys, {module}; print(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

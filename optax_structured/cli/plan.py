@@ -10,6 +10,7 @@ import optax_structured as oxs
 from optax_structured import planning
 from optax_structured.cli.common import option, sentences
 from optax_structured.memory import LLAMA_MODELS
+from optax_structured.report import show
 from optax_structured.training.state_bits import HELP
 
 _MODELS = ", ".join(f"llama-{size}" for size in LLAMA_MODELS)
@@ -20,6 +21,10 @@ def plan(
     recipe: Annotated[str, typer.Option(help=f"One of {', '.join(planning.RECIPES)}.")] = "galore",
     rank: Annotated[
         int | None, option("Rank of each matrix; default as published, or 128.")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        option("GB of a device: the largest rank with which weights, gradients and state fit."),
     ] = None,
     state_bits: Annotated[int | None, option(f"{HELP}.")] = None,
     mesh: Annotated[str | None, option("Devices, as fsdp=8 or fsdp=8,tensor=2.")] = None,
@@ -43,11 +48,20 @@ def plan(
             name, params = params_json.stem, planning.read_params(params_json, kind)
         else:
             name, params = str(model), planning.named_model(str(model), kind, stacked=stacked)
-        spec = oxs.LowRank(rank=_published_rank(recipe, model) if rank is None else rank)
-        structure = planning.low_rank_rules(spec, params, plain)
         devices = planning.parse_mesh(mesh)
-        made = planning.make_plan(name, params, recipe, structure, devices, state_bits)
-        console.print(planning.render(made))
+
+        def structure(rank: int) -> oxs.Rules:
+            return planning.low_rank_rules(oxs.LowRank(rank=rank), params, plain)
+
+        if budget is not None:
+            if rank is not None:
+                raise ValueError("give --rank or --budget, from which a rank follows, not both")
+            size = round(1e9 * budget)
+            rank = planning.largest_rank(params, recipe, structure, devices, size, state_bits)
+            console.print(f"The largest rank that fits into {budget:g} GB is {rank}.\n")
+        chosen = structure(_published_rank(recipe, model) if rank is None else rank)
+        made = planning.make_plan(name, params, recipe, chosen, devices, state_bits)
+        show(console, planning.render(made, console.width))
 
 
 def _published_rank(recipe: str, model: str | None) -> int:

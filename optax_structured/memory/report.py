@@ -112,7 +112,7 @@ class MemoryReport:
         rows.append(("total", "", "", "", "", *_cells(*total, *numbers)))
         return "\n".join((aligned(rows, range(5, len(heading))), *self.notes))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table()
 
 

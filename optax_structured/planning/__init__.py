@@ -6,12 +6,13 @@ from optax_structured.planning.inputs import (
     parse_mesh,
     read_params,
 )
-from optax_structured.planning.plan import RECIPES, Plan, make_plan, place
+from optax_structured.planning.plan import RECIPES, Plan, largest_rank, make_plan, place
 from optax_structured.planning.tables import render
 
 __all__ = [
     "RECIPES",
     "Plan",
+    "largest_rank",
     "low_rank_rules",
     "make_plan",
     "named_model",

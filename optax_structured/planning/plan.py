@@ -1,9 +1,10 @@
 """The memory of a model under AdamW and under a recipe, in total and on each device."""
 
+import bisect
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -76,6 +77,68 @@ def make_plan(
     before = memory_report(adamw, params)
     after = memory_report(tx, params, structure, method=recipe)
     return Plan(name, recipe, before, after, weights, moments, mesh, per_device)
+
+
+def largest_rank(
+    params: Any,
+    recipe: str,
+    structure: Callable[[int], Any],
+    mesh: Mapping[str, int],
+    budget: int,
+    state_bits: int | None = None,
+) -> int:
+    """The largest rank for which weights, gradients and state fit into a number of bytes.
+
+    Ranks that do not pay are left out: those that no leaf can take, or with more state than AdamW.
+
+    Args:
+      params: abstract parameters.
+      recipe: one of `RECIPES` that has a rank to choose.
+      structure: what a rank stands for.
+      mesh: sizes by name of mesh axis; empty for one device.
+      budget: bytes of the fullest device.
+      state_bits: as for `make_plan`.
+
+    Raises:
+      ValueError: a recipe without a rank to choose, or not even rank 1 fits.
+    """
+    if recipe in ("adamw", "apollo_mini"):
+        raise ValueError(f"{recipe} has no rank to choose; leave --budget out")
+    placed = place(params, mesh)
+    codec = codec_of(default_state_bits(recipe) if state_bits is None else state_bits)
+    gradients = _local_bytes(placed, jax.tree.map(lambda leaf: leaf.sharding, placed))
+    others = gradients + _weights(recipe, structure(1), placed)[1]
+    room = min(budget - others, _state_on_device(optax.adamw(1e-3), placed))
+
+    def needed(rank: int) -> int:
+        tx = _optimizer(recipe, structure(rank), _fitting(recipe, structure(rank), codec, placed))
+        return _state_on_device(tx, placed)
+
+    def useless(rank: int) -> bool:
+        try:
+            return not any(resolve(structure(rank), params))
+        except ValueError:  # of a leaf that is named by a rule
+            return True
+
+    low, least = 1, needed(1)
+    if least > room:
+        raise ValueError(
+            f"--budget {budget / 1e9:g}: rank 1 needs {(others + least) / 1e9:.4g} GB on the "
+            "fullest device; give more devices with --mesh, fewer --state-bits, or a narrower "
+            "--dtype"
+        )
+    sides = max(min(leaf.shape[-2:], default=1) for leaf in jax.tree.leaves(params))
+    high = bisect.bisect_left(range(2, sides + 1), True, key=useless) + 1
+    most = needed(high)
+    # Bytes are nearly proportional to the rank: each guess lies on the line between two known.
+    while most > room and high - low > 1:
+        guess = low + (high - low) * (room - least) // (most - least)
+        guess = min(max(guess, low + 1), high - 1)
+        found = needed(guess)
+        low, least, high, most = (
+            (guess, found, high, most) if found <= room else (low, least, guess, found)
+        )
+    return high if most <= room else low
 
 
 def place(params: Any, mesh: Mapping[str, int]) -> Any:

@@ -1,53 +1,67 @@
-"""A plan as two tables: totals, and one line a kind of leaf."""
+"""A plan as text: totals, the same on each device, and one line a kind of leaf."""
 
 import math
-
-from rich import box
-from rich.console import Group
-from rich.table import Table
+import textwrap
 
 from optax_structured.planning.plan import Plan
-from optax_structured.trees.tables import kinds
+from optax_structured.trees.tables import aligned, kinds
+
+_LEFT_OUT = (
+    "Activations and the temporaries of a step are not counted: they grow with batch and sequence."
+)
 
 
-def render(plan: Plan) -> Group:
-    """The two tables of a plan: totals, and one line a kind of leaf."""
-    return Group(_totals(plan), _kinds(plan))
+def render(plan: Plan, width: int | None = None) -> str:
+    """The tables of a plan and what they mean.
 
-
-def _totals(plan: Plan) -> Table:
-    before, after, local = plan.before, plan.after, plan.per_device
-    devices = math.prod(plan.mesh.values())
-    size = sum(math.prod(leaf.shape) for leaf in after.leaves)
-    table = _table(f"{plan.name}: {size:,} parameters in {len(after.leaves):,} leaves")
-    table.add_column("")
-    label = plan.recipe if plan.moments is None else f"{plan.recipe}, {plan.moments.bits}-bit state"
-    for heading in ("adamw", label, "saved"):
-        table.add_column(heading, justify="right")
+    Args:
+      plan: what `make_plan` found.
+      width: of the screen; None for as wide as it takes.
+    """
+    size = sum(math.prod(leaf.shape) for leaf in plan.after.leaves)
+    heading = f"{plan.name}: {size:,} parameters in {len(plan.after.leaves):,} leaves"
+    words = _state_in_words(plan) + _weights_in_words(plan)
+    parts = [f"{heading}\n{aligned(_totals(plan), (1, 2, 3), width)}"]
     if plan.mesh:
         shape = ", ".join(f"{name}={n}" for name, n in plan.mesh.items())
-        for heading in ("adamw", label):
-            table.add_column(f"{heading}\neach of {devices} ({shape})", justify="right")
+        heading = f"On each of {math.prod(plan.mesh.values())} devices ({shape})"
+        parts.append(f"{heading}\n{aligned(_each(plan), (1, 2, 3), width)}")
+    parts += [textwrap.fill(text, width or 120) for text in (words, _LEFT_OUT)]
+    by_kind = aligned(_kinds(plan), range(1, 6), width)
+    notes = (textwrap.fill(note, width or 120) for note in plan.after.notes)
+    parts.append("\n".join((f"Optimizer state by kind of leaf\n{by_kind}", *notes)))
+    return "\n\n".join(parts)
 
-    def row(name: str, old: int, new: int, *each: int, style: str | None = None) -> None:
-        local_cells = map(_size, each) if plan.mesh else ()
-        table.add_row(name, *_change(old, new), *local_cells, style=style)
 
-    gradients, weights = local["gradients"], local["weights"]
-    row("weights", before.weight_bytes, plan.weight_bytes, gradients, weights)
-    row("gradients", before.gradient_bytes, after.gradient_bytes, gradients, gradients)
-    each = (local["before"], local["after"])
-    row("optimizer state", before.state_bytes, after.state_bytes, *each, style="bold")
-    row(
-        "total",
-        2 * before.weight_bytes + before.state_bytes,
-        plan.weight_bytes + after.gradient_bytes + after.state_bytes,
-        2 * gradients + local["before"],
-        weights + gradients + local["after"],
+def _totals(plan: Plan) -> list[tuple[str, ...]]:
+    before, after = plan.before, plan.after
+    old = 2 * before.weight_bytes + before.state_bytes
+    new = plan.weight_bytes + after.gradient_bytes + after.state_bytes
+    return [
+        _heading(plan),
+        ("weights", *_change(before.weight_bytes, plan.weight_bytes)),
+        ("gradients", *_change(before.gradient_bytes, after.gradient_bytes)),
+        ("optimizer state", *_change(before.state_bytes, after.state_bytes)),
+        ("total", *_change(old, new)),
+    ]
+
+
+def _each(plan: Plan) -> list[tuple[str, ...]]:
+    gradients, weights, before, after = (
+        plan.per_device[part] for part in ("gradients", "weights", "before", "after")
     )
-    table.caption = _state_in_words(plan) + _weights_in_words(plan)
-    table.caption_justify = "left"
-    return table
+    return [
+        _heading(plan),
+        ("weights", *_change(gradients, weights)),
+        ("gradients", *_change(gradients, gradients)),
+        ("optimizer state", *_change(before, after)),
+        ("total", *_change(2 * gradients + before, weights + gradients + after)),
+    ]
+
+
+def _heading(plan: Plan) -> tuple[str, ...]:
+    bits = "" if plan.moments is None else f", {plan.moments.bits}-bit state"
+    return "", "adamw", f"{plan.recipe}{bits}", "saved"
 
 
 def _state_in_words(plan: Plan) -> str:
@@ -80,30 +94,17 @@ def _weights_in_words(plan: Plan) -> str:
     )
 
 
-def _kinds(plan: Plan) -> Table:
-    """One line for all leaves whose paths differ in numbers only and that have one shape."""
+def _kinds(plan: Plan) -> list[tuple[str, ...]]:
+    """One row for all leaves whose paths differ in numbers only and that have one shape."""
     adamw = {leaf.path: leaf.state_bytes for leaf in plan.before.leaves}
-    table = _table("Optimizer state by kind of leaf")
-    table.add_column("parameter", overflow="fold")
-    columns = ("shape", "rank", "adamw", plan.recipe, "saved")
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [("parameter", "shape", "rank", *_heading(plan)[1:])]
     for name, leaves in kinds(plan.after.leaves, lambda leaf: (leaf.shape, leaf.spec)):
         spec, shape = leaves[0].spec, "×".join(map(str, leaves[0].shape))
-        rank = "" if spec is None else str(spec.rank)
         before = sum(adamw[leaf.path] for leaf in leaves)
         after = sum(leaf.state_bytes for leaf in leaves)
-        table.add_row(name, shape, rank, *_change(before, after), style=None if rank else "dim")
+        rows.append((name, shape, "" if spec is None else str(spec.rank), *_change(before, after)))
     shared = (_size(report.shared_bytes) for report in (plan.before, plan.after))
-    table.add_row("shared by all leaves", "", "", *shared, "", style="dim")
-    if plan.after.notes:
-        table.caption = "\n".join(plan.after.notes)
-        table.caption_justify = "left"
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return [*rows, ("shared by all leaves", "", "", *shared, "")]
 
 
 def _change(old: int, new: int) -> tuple[str, str, str]:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import optax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from optax_structured.trees import named_leaves
+from optax_structured.xla import jaxprs as core
 
 _MARK = "optax_structured: last"
 # What lies between a recipe and the update of wrappers that only skip, wait, or cast.
@@ -80,17 +80,17 @@ def check_nothing_follows(optimizer: optax.GradientTransformation, params: Any) 
         )
 
 
-def _ends(program: Jaxpr, variables: Any, given: Any = ()) -> Iterator[set[str]]:
+def _ends(program: Any, variables: Any, given: Any = ()) -> Iterator[set[str]]:
     """For each variable, what it comes from: the mark, or the operations on what bears one."""
     makers = {out: eqn for eqn in program.eqns for out in eqn.outvars}
     after = set(given)  # what depends on an update that bears the mark
     for eqn in program.eqns:
         bears = eqn.params.get("name") == _MARK or any(map(_marks, _inner(eqn)))
-        if bears or any(not isinstance(x, Literal) and x in after for x in eqn.invars):
+        if bears or any(not isinstance(x, core.Literal) and x in after for x in eqn.invars):
             after.update(eqn.outvars)
 
     def end(variable: Any) -> set[str]:
-        eqn = None if isinstance(variable, Literal) else makers.get(variable)
+        eqn = None if isinstance(variable, core.Literal) else makers.get(variable)
         if eqn is None:
             return set()
         name = eqn.primitive.name
@@ -109,26 +109,26 @@ def _ends(program: Jaxpr, variables: Any, given: Any = ()) -> Iterator[set[str]]
         return set().union(*map(end, read))
 
     def is_truth(variable: Any) -> bool:
-        eqn = None if isinstance(variable, Literal) else makers.get(variable)
+        eqn = None if isinstance(variable, core.Literal) else makers.get(variable)
         cast = eqn is not None and eqn.primitive.name == "convert_element_type"
         return cast and eqn.invars[0].aval.dtype == bool  # type: ignore[union-attr]
 
     return map(end, variables)
 
 
-def _marks(program: Jaxpr) -> int:
+def _marks(program: Any) -> int:
     """How many updates bear the mark, in the program and those inside it."""
     own = sum(eqn.params.get("name") == _MARK for eqn in program.eqns)
     return own + sum(_marks(part) for eqn in program.eqns for part in _inner(eqn))
 
 
-def _inner(eqn: Any) -> list[Jaxpr]:
+def _inner(eqn: Any) -> list[Any]:
     """The programs that an equation calls: one, or the branches of a conditional."""
-    found: list[Jaxpr] = []
+    found: list[Any] = []
     for value in eqn.params.values():
         for x in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(x, ClosedJaxpr):
+            if isinstance(x, core.ClosedJaxpr):
                 found.append(x.jaxpr)
-            elif isinstance(x, Jaxpr):
+            elif isinstance(x, core.Jaxpr):
                 found.append(x)
     return [part for part in found if len(part.outvars) == len(eqn.outvars)]

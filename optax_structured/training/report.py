@@ -1,17 +1,16 @@
 """What a person reads of a run: live progress, the per-layer tables."""
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
 from optax_structured.diagnostics import LayerRow
 from optax_structured.memory import MemoryReport
-from optax_structured.trees.tables import kinds
+from optax_structured.trees.tables import aligned, kinds
 
 Row = dict[str, Any]
 
@@ -43,48 +42,52 @@ def progress(
         yield watch
 
 
-def layer_table(of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength: float) -> Table:
-    """One line per leaf: how many entries, groups or singular values are left; plain leaves dim."""
-    table = Table(title="Layers", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("parameter", overflow="fold")
-    for name in ("shape", "W left", "Ŵ left", "W zero", "Ŵ zero", "gradient"):
-        table.add_column(name, justify="right", no_wrap=True)
+def show(console: Console, text: str) -> None:
+    """Prints text as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def layer_table(
+    of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength: float, width: int
+) -> str:
+    """One row a leaf: how many entries, groups or singular values are left.
+
+    Args:
+      of_w: the leaves of the parameters.
+      of_point: those of the prox point.
+      strength: of the penalty.
+      width: of the screen.
+    """
+    rows = [("parameter", "shape", "W left", "Ŵ left", "W zero", "Ŵ zero", "gradient")]
     for w, point in zip(of_w, of_point, strict=True):
         left = [f"{int(row.alive)}/{row.pieces}" for row in (w, point)]
         zero = [f"{1 - int(row.alive) / row.pieces:.1%}" for row in (w, point)]
         held = w.strength_max
         gradient = "" if held is None or strength == 0 else f"{held / strength:.3f}"
-        dim = None if w.regularizer is not None else "dim"
-        shape = "×".join(map(str, w.shape))
-        table.add_row(w.path, shape, *left, *zero, gradient, style=dim)
+        rows.append((w.path, "×".join(map(str, w.shape)), *left, *zero, gradient))
+    parts = ["Layers", aligned(rows, range(1, 7), width)]
     if strength > 0:
-        table.caption = "gradient: its dual norm over the strength, 1 at a stationary point"
-        table.caption_justify = "left"
-    return table
+        meaning = "gradient: its dual norm over the strength, 1 at a stationary point"
+        parts.append(textwrap.fill(meaning, width))
+    return "\n".join(parts)
 
 
-def state_table(memory: MemoryReport) -> Table:
-    """Rank and bytes, one line for leaves that differ in numbers only; plain leaves dim."""
-    table = Table(
-        title="Bytes of weights and optimizer state",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("parameter", overflow="fold")
-    for name in ("shape", "rank", "weights", "state", "in codes"):
-        table.add_column(name, justify="right", no_wrap=True)
+def state_table(memory: MemoryReport, width: int) -> str:
+    """Rank and bytes, one row for leaves that differ in numbers only.
+
+    Args:
+      memory: the bytes.
+      width: of the screen.
+    """
+    rows = [("parameter", "shape", "rank", "weights", "state", "in codes")]
     for name, leaves in kinds(memory.leaves, lambda leaf: (leaf.shape, leaf.spec)):
         spec, shape = leaves[0].spec, "×".join(map(str, leaves[0].shape))
-        rank = "" if spec is None else str(spec.rank)
         sizes = zip(*((x.weight_bytes, x.state_bytes, x.code_bytes) for x in leaves), strict=True)
-        numbers = map("{:,}".format, map(sum, sizes))
-        table.add_row(name, shape, rank, *numbers, style="dim" if spec is None else None)
-    table.add_row("counters", "", "", "", f"{memory.shared_bytes:,}", "", style="dim")
-    table.add_section()
+        rank = "" if spec is None else str(spec.rank)
+        rows.append((name, shape, rank, *map("{:,}".format, map(sum, sizes))))
+    rows.append(("counters", "", "", "", f"{memory.shared_bytes:,}", ""))
     total = (memory.weight_bytes, memory.state_bytes, memory.code_bytes)
-    table.add_row("total", "", "", *map("{:,}".format, total))
-    if memory.notes:
-        table.caption = "\n".join(memory.notes)
-        table.caption_justify = "left"
-    return table
+    rows.append(("total", "", "", *map("{:,}".format, total)))
+    notes = (textwrap.fill(note, width) for note in memory.notes)
+    table = aligned(rows, range(1, 6), width)
+    return "\n".join(("Bytes of weights and optimizer state", table, *notes))

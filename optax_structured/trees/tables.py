@@ -50,19 +50,37 @@ def _one_or_range(numbers: Sequence[str]) -> str:
     return f"{{{','.join(map(str, values))}}}" if len(values) <= 4 else "*"
 
 
-def aligned(rows: Sequence[Sequence[str]], numbers: Iterable[int] = ()) -> str:
+def aligned(
+    rows: Sequence[Sequence[str]], numbers: Iterable[int] = (), width: int | None = None
+) -> str:
     """Rows of cells as lines of equal columns.
 
     Args:
       rows: cells, the heading first.
       numbers: the columns to be aligned at the right.
+      width: of the screen: where a line would be longer, the first cells, which are names, get
+        lines of their own. None for as wide as it takes.
 
     >>> print(aligned([("path", "bytes"), ("kernel", "1,024"), ("bias", "16")], numbers=[1]))
     path    bytes
     kernel  1,024
     bias       16
+    >>> print(aligned([("path", "bytes"), ("attention/kernel", "1,024")], [1], width=20))
+    path
+      bytes
+    attention/kernel
+      1,024
     """
     right = set(numbers)
+    lines = _lines(rows, right)
+    if width is None or max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    others = _lines([row[1:] for row in rows], {i - 1 for i in right})
+    pairs = ((row[0], f"  {line}") for row, line in zip(rows, others, strict=True))
+    return "\n".join(line for pair in pairs for line in pair if line.strip())
+
+
+def _lines(rows: Sequence[Sequence[str]], right: set[int]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -72,4 +90,4 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Iterable[int] = ()) -> str:
             for i, (cell, width) in enumerate(cells)
         ).rstrip()
 
-    return "\n".join(map(line, rows))
+    return [line(row) for row in rows]

@@ -118,7 +118,7 @@ class WelorePlan(Mapping[str, int | None]):
         summary = f"{below:.1%} of all singular values are below, {removed:.1%} are removed"
         return f"{aligned(rows)}\nthreshold {self.threshold:.4g}: {summary}"
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table()
 
     def _reduction(self, entries: Any) -> float:

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from optax_structured.meshes.placement import on_explicit_mesh
+from optax_structured.xla import jaxprs as core
 
 Shape = tuple[int, ...]
 

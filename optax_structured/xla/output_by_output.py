@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
+from optax_structured.xla import jaxprs as core
 from optax_structured.xla.entrywise import Shape, evaluate, is_entrywise, value_of
 
 Make = Callable[[bool], Any]  # an input; in blocks or in its own shape

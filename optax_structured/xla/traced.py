@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend import core
+
+from optax_structured.xla import jaxprs as core
 
 Change = Callable[[jax.Array], jax.Array]
 

@@ -150,7 +150,8 @@ class Images(Task):
         self, state: State, history: History, folder: pathlib.Path, console: Console
     ) -> None:
         summary, chosen = self.summary(state), self.config
-        console.print(report.layer_table(summary.rows, summary.point_rows, chosen.strength))
+        rows = summary.rows, summary.point_rows
+        report.show(console, report.layer_table(*rows, chosen.strength, console.width))
         console.print(
             f"objective {summary.objective:.5f}, "
             f"distance to stationarity {summary.stationarity:.2e}"

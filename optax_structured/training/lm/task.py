@@ -104,7 +104,7 @@ class LanguageModel(Task):
         )
 
     def announce(self, console: Console) -> None:
-        console.print(report.state_table(self.memory))
+        report.show(console, report.state_table(self.memory, console.width))
 
     def report(
         self, state: State, history: History, folder: pathlib.Path, console: Console
