@@ -10,7 +10,7 @@ import optax_structured as oxs
 from optax_structured import planning
 from optax_structured.cli.common import option, sentences
 from optax_structured.memory import LLAMA_MODELS
-from optax_structured.report import show
+from optax_structured.training.report import show
 from optax_structured.training.state_bits import HELP
 
 _MODELS = ", ".join(f"llama-{size}" for size in LLAMA_MODELS)
