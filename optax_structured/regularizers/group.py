@@ -31,7 +31,7 @@ class GroupLasso(Grouped):
     Args:
       group_axis: the axis, or axes, that number the groups, one group per index; all other axes
         are inside. `-2` gives one group per input of a dense (in, out) or convolution
-        (*window, in, out) kernel. `()`: the whole leaf is one group.
+        (h, w, in, out) kernel. `()`: the whole leaf is one group.
       batch_axis: axes of stacked layers, which number further groups; default none.
       weight: :math:`\omega`, above 0; default the square root of the group size.
 

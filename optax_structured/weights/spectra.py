@@ -22,8 +22,8 @@ def singular_values(
       where: as in `welore_plan`.
 
     Returns:
-      `{path: (*batch, min(m, n)) array}`, descending, in the precision of the leaf, float32 at
-      least.
+      By path, arrays of a batch of min(m, n) values, descending, in the precision of the leaf,
+      float32 at least.
 
     Raises:
       ValueError: abstract parameters, or no leaf to consider.

@@ -83,7 +83,7 @@ class WelorePlan(Mapping[str, int | None]):
         return self._reduction([entry for entry in self.entries if entry.rank is not None])
 
     def low_rank(self, spec: Any) -> Rules:
-        """Rules of `LowRank`s with ranks in proportion to those of the plan.
+        """Rules of `LowRank` specs with ranks in proportion to those of the plan.
 
         Args:
           spec: a `LowRank`; its rank is the average over all matrices of the plan, so the memory
@@ -157,14 +157,14 @@ def welore_plan(
         convolution, so that it has to be said. A stack gets one rank, the largest of its matrices.
       target: share of all singular values to remove, in (0, 1); published 0.1 to 0.7.
       threshold: :math:`\tau` itself, instead of a target; published ones for LLaMA-2 are in
-        `optax_structured.low_rank.LLAMA_2_THRESHOLDS`. For "energy" it is the relative error in the
+        `LLAMA_2_THRESHOLDS`. For "energy" it is the relative error in the
         Frobenius norm.
       effective: the target counts only what is removed from matrices that are factorised.
       min_ratio: factorise instead where the share of removed values is above this; published
         0.4999 for fine-tuning, 0 for compression alone.
       criterion: `"range"` as published, which one outlying singular value can mislead, `"energy"`
         or `"median"`.
-      spectra: what `optax_structured.low_rank.singular_values(params, where)` returned, to plan
+      spectra: what `oxs.weights.singular_values(params, where)` returned, to plan
         several times.
 
     Returns:

@@ -73,8 +73,8 @@ def hessian_alignment_penalty(
 
     References:
       Hemati et al., `Understanding Hessian Alignment for Domain Generalization
-      <https://arxiv.org/abs/2308.11778>`_, 2023. Their product H g is |g| times the gradient of
-      |g|: the same where g is not 0, NaN where it is.
+      <https://arxiv.org/abs/2308.11778>`_, 2023. Their product H g is the norm of g
+      times its gradient: the same where g is not 0, NaN where it is.
     """
     _check(method, reference, probes)
     gradient = jax.grad(loss)

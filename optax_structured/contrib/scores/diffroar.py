@@ -15,11 +15,11 @@ def rank_by_input_gradient(
 
     Args:
       score: `score(x, *rest)`, () : the loss of one example, or the logit of its class.
-      inputs: (n, *shape).
+      inputs: n × shape.
       rest: further arguments with a leading axis n, such as labels.
 
     Returns:
-      (n, *shape) int32: 0 for the largest gradient. Ties are broken by position.
+      n × shape int32: 0 for the largest gradient. Ties are broken by position.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,14 +44,14 @@ def mask_dataset(
     Retaining the top k is masking the least important 1 - k.
 
     Args:
-      inputs: (n, *shape).
+      inputs: n × shape.
       ranks: of the same shape, from `rank_by_input_gradient`.
       fraction: share of the coordinates of each example, in [0, 1], rounded as Python rounds.
       value: the constant; published: the mean of the data.
       most_important: which end.
 
     Returns:
-      (n, *shape).
+      n × shape.
 
     Example:
       >>> import jax.numpy as jnp
