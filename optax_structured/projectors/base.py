@@ -1,12 +1,11 @@
-"""What every projector can do: fit a basis, and move leaves into and out of it."""
+"""What every projector can do: say how it sees a leaf, fit a basis, and give its factors."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from optax_structured.meshes.placement import product
 from optax_structured.projectors.frames import Frame, matrix_where
@@ -15,7 +14,7 @@ from optax_structured.trees.precision import at_least_float32
 from optax_structured.xla.conditional import branch
 
 Basis = Any  # a pytree of arrays
-Factors = Any  # what `project` and `lift` read
+Factors = Any  # what `products.project` and `products.lift` read
 
 
 class Projector(abc.ABC):
@@ -26,177 +25,120 @@ class Projector(abc.ABC):
 
     first_fits: int = 1
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        own, from_refit = vars(cls), Projector.refit_where
-        # An inherited `refit_where` would bypass this `refit`.
-        if "refit" in own and "refit_where" not in own and cls.refit_where is not from_refit:
-            cls.refit_where = from_refit  # type: ignore[method-assign]
-
-    def view(self, shape: Sequence[int], axes: Axes) -> Axes:
-        """The axes that a frame of this leaf is given."""
-        return axes
-
-    def check(self, shape: Sequence[int], axes: Axes, rank: Any) -> None:
-        """Raises ValueError, in a sentence, for a leaf or rank that this projector cannot take."""
-        axes.check(shape)
-        check_rank(rank)
-
-    def rank(self, shape: Sequence[int], axes: Axes, rank: Any) -> Any:
-        """The rank that is kept of a leaf: at most the smaller side of its matrices."""
-        *_, m, n = axes.matrix_shape(shape)
-        return min(rank, m, n)
-
-    def numbers(self, frame: Frame) -> int:
-        """What a basis and two moments in its subspace take; two moments of a leaf take twice it.
-
-        The same for all projectors of one matrix, whether they store it or compute it: then a table
-        of rules says the same before it is known which recipe reads it.
-        """
-        rank: int = frame.rank  # type: ignore[assignment]
-        return frame.count * rank * (frame.size + 2 * frame.length)
-
     @property
     def orthonormal(self) -> bool:
         """Whether lifting undoes projecting within the subspace: P has orthonormal columns."""
         return True
 
-    @abc.abstractmethod
-    def low_shape(self, frame: Frame) -> tuple[int, ...]:
-        """Shape of the low-rank leaf."""
+    def frame(self, shape: Sequence[int], axes: Axes, rank: Any) -> Frame:
+        """The view of a leaf.
 
-    @abc.abstractmethod
-    def init(self, frame: Frame, dtype: Any) -> Basis:
-        """The basis before the first fit: zeros, or a start for it."""
+        Raises:
+          TypeError, ValueError: in a sentence, for a leaf or rank that it cannot take.
+        """
+        return matrix_frame(shape, axes, rank)
+
+    def init(self, frame: Frame, dtype: Any, name: str) -> Basis:
+        """The basis before the first fit: zeros, or a start for it.
+
+        Args:
+          frame: the view of the leaf.
+          dtype: of a basis that is stored.
+          name: path of the leaf, for whatever is to differ between leaves that are alike.
+        """
+        del name
+        return tuple(jnp.zeros((*frame.batch, n, r), dtype) for n, r in frame.compressed)
 
     @abc.abstractmethod
     def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: Any
-    ) -> Basis:
-        """A basis for this gradient.
-
-        Args:
-          frame: the view of the leaf.
-          basis: the one before.
-          gradient: oriented, (\\*batch, size, length), float32 at least.
-          fitted: bool, of shape batch; False where `basis` was never fitted.
-          seed: () uint32, a function of the leaf's name and of the step.
-        """
-
-    def refit_where(
         self,
-        due: jax.Array,
         frame: Frame,
         basis: Basis,
         matrix: jax.Array,
+        due: jax.Array,
         fitted: jax.Array,
         seed: Any,
     ) -> tuple[Basis, jax.Array]:
-        r"""`refit` for the matrices that are due and can be fitted: finite, and not zero.
+        r"""A basis for this gradient, where it is due and the gradient finite and not zero.
 
         Args:
-          due: bool, of shape batch.
           frame: the view of the leaf.
-          basis: the one before, which the other matrices keep.
+          basis: the one before, which all other matrices keep.
           matrix: the gradient in its own orientation, (\*batch, m, n), in any precision.
+          due: bool, of shape batch.
           fitted: bool, of shape batch; False where `basis` was never fitted.
-          seed: as for `refit`.
+          seed: () uint32, a function of the leaf's name and of the step.
 
         Returns:
-          The basis, and a bool of shape batch: which matrices were fitted.
+          The basis, and a bool of shape batch: which matrices were fitted. `where_usable` makes
+          both of a function of a usable gradient.
         """
 
-        def fit(basis: Basis, usable: jax.Array, matrix: jax.Array, *rest: Any) -> Basis:
-            new = self.refit(frame, basis, frame.turn(matrix), *rest)
-            return jax.tree.map(lambda n, old: matrix_where(usable, n, old), new, basis)
-
-        def keep(basis: Basis, *_: Any) -> Basis:
-            return basis
-
-        # Pass it untransposed; XLA copies transposed operands.
-        matrix = at_least_float32(matrix)
-        size = jnp.sum(jnp.abs(matrix), (-2, -1))
-        usable = due & jnp.isfinite(size) & (size > 0)
-        new = branch(jnp.any(usable), fit, keep, basis, usable, matrix, fitted, seed)
-        return new, usable
-
-    @abc.abstractmethod
     def factors(self, frame: Frame, basis: Basis) -> Factors:
-        """What `project` and `lift` read."""
-
-    @abc.abstractmethod
-    def project(self, frame: Frame, factors: Factors, matrix: jax.Array) -> jax.Array:
-        r"""The low-rank leaf of a leaf seen as matrices, (\*batch, m, n)."""
-
-    @abc.abstractmethod
-    def lift(self, frame: Frame, factors: Factors, low: jax.Array) -> jax.Array:
-        r"""The matrices, (\*batch, m, n), of a low-rank leaf."""
+        """What `project` and `lift` read: one matrix (see `OneSided`), or one factor an axis."""
+        return basis
 
 
 class OneSided(Projector):
     r"""Projectors with one matrix: :math:`R = P^\top G` and back :math:`P N`.
 
-    What is stored is :math:`P^\top`, (\*batch, rank, size): both products then read leaf, basis and
-    R in an order that needs no copy, on either side, and all low-rank state is rank-major.
+    The basis, or what `factors` computes from it, is :math:`P^\top`, (\*batch, rank, size): both
+    products then read leaf, basis and R in an order that needs no copy, on either side, and all
+    low-rank state is rank-major.
     """
 
-    def fit(
-        self,
-        frame: Frame,
-        matrix: jax.Array,
-        gradient: jax.Array,
-        fitted: jax.Array,
-        seed: jax.Array,
-    ) -> jax.Array:
-        r"""`refit` of a stored matrix: P, (\*batch, size, rank), from the one before."""
-        raise NotImplementedError
+    stored: bool = True  # whether the basis is that matrix
 
-    def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: Any
-    ) -> Basis:
-        return transpose(self.fit(frame, transpose(basis), gradient, fitted, seed))
-
-    def low_shape(self, frame: Frame) -> tuple[int, ...]:
-        return (*frame.batch, frame.rank, frame.length)  # type: ignore[arg-type]
-
-    def init(self, frame: Frame, dtype: Any) -> Basis:
-        return jnp.zeros((*frame.batch, frame.rank, frame.size), dtype)
-
-    def factors(self, frame: Frame, basis: Basis) -> jax.Array:
-        r""":math:`P^\top`, (\*batch, rank, size)."""
-        return basis
-
-    def matrix(self, frame: Frame, basis: Basis) -> jax.Array:
-        r"""P, (\*batch, size, rank)."""
-        return transpose(self.factors(frame, basis))
-
-    def project(self, frame: Frame, factors: Factors, matrix: jax.Array) -> jax.Array:
-        return product(_narrow(factors, matrix), matrix, transpose_b=frame.side == "cols")
-
-    def lift(self, frame: Frame, factors: Factors, low: jax.Array) -> jax.Array:
-        factors = _narrow(factors, low)
-        first, second = (low, factors) if frame.side == "cols" else (factors, low)
-        if jnp.finfo(low.dtype).bits >= 32:
-            return product(first, second, transpose_a=True)
-        return product(_written_out(transpose(first)), second)
+    def init(self, frame: Frame, dtype: Any, name: str) -> Basis:
+        (factor,) = super().init(frame, dtype, name)
+        return transpose(factor)
 
     def overlap(self, frame: Frame, old: Basis, new: Basis) -> jax.Array:
         r"""(\*batch, rank, rank): :math:`P_{new}^\top P_{old}`."""
         return product(self.factors(frame, new), self.factors(frame, old), transpose_b=True)
 
 
-def _written_out(left: jax.Array) -> jax.Array:
-    """The left operand of a product of narrow types, small and transposed, in an order of its own.
+def where_usable(
+    fit: Callable[..., Basis],
+    frame: Frame,
+    basis: Basis,
+    matrix: jax.Array,
+    due: jax.Array,
+    *operands: Any,
+) -> tuple[Basis, jax.Array]:
+    """`fit(basis, gradient, *operands)` for the matrices that are due and can be fitted.
 
-    XLA for CPUs has no such product whose left operand is transposed where it is read, and would
-    widen both. Over several devices it would gather what a layout is asked of.
+    Args:
+      fit: of the oriented gradient, float32 at least; not called where no matrix is fitted. It
+        closes over nothing that is traced.
+      frame: as in `Projector.refit`, and so are the others.
+      operands: what else `fit` reads.
     """
-    if jax.device_count() > 1:
-        return left
-    rows_first = Layout(tuple(range(left.ndim)))
-    return jax.lax.platform_dependent(
-        left, cpu=lambda x: with_layout_constraint(x, rows_first), default=lambda x: x
-    )
+
+    def some(basis: Basis, usable: jax.Array, matrix: jax.Array, *operands: Any) -> Basis:
+        new = fit(basis, frame.turn(matrix), *operands)
+        return jax.tree.map(lambda n, old: matrix_where(usable, n, old), new, basis)
+
+    def none(basis: Basis, *_: Any) -> Basis:
+        return basis
+
+    # Pass it untransposed; XLA copies transposed operands.
+    matrix = at_least_float32(matrix)
+    size = jnp.sum(jnp.abs(matrix), (-2, -1))
+    usable = due & jnp.isfinite(size) & (size > 0)
+    return branch(jnp.any(usable), some, none, basis, usable, matrix, *operands), usable
+
+
+def matrix_frame(shape: Sequence[int], axes: Axes, rank: Any) -> Frame:
+    """The view of a leaf as matrices, with at most the smaller side for rank.
+
+    Raises:
+      TypeError, ValueError: a leaf or rank for which there is none.
+    """
+    axes.check(shape)
+    check_rank(rank)
+    *_, m, n = axes.matrix_shape(shape)
+    return Frame(tuple(shape), axes, min(rank, m, n))
 
 
 def transpose(x: jax.Array) -> jax.Array:
@@ -207,12 +149,6 @@ def transpose(x: jax.Array) -> jax.Array:
 def widest() -> Any:
     """float64 where it is enabled, else float32: for factors that are computed, not stored."""
     return jnp.result_type(float)
-
-
-def _narrow(factors: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Computed factors come in the widest dtype: a leaf below float64 stays there."""
-    wider = factors.dtype == jnp.float64 and leaf.dtype != jnp.float64
-    return factors.astype(jnp.float32) if wider else factors
 
 
 def check_count(name: str, value: Any, least: int, most: int | None = None) -> None:

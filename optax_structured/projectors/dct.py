@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optax_structured.meshes.placement import like, repeated, whole_matrices
 from optax_structured.projectors import cosines
-from optax_structured.projectors.base import Basis, OneSided, transpose, widest
+from optax_structured.projectors.base import Basis, OneSided, transpose, where_usable, widest
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import magnitude
 from optax_structured.trees import Axes
@@ -50,6 +50,7 @@ class DCT(OneSided):
     between fits; here they are sorted.
     """
 
+    stored = False
     score: Literal["l1", "l2"] = "l1"
     kind: Literal["dct3", "dct2", "matrix"] = "dct3"
 
@@ -59,34 +60,44 @@ class DCT(OneSided):
         if self.kind not in ("dct3", "dct2", "matrix"):
             raise ValueError(f"kind must be 'dct3', 'dct2' or 'matrix', got {self.kind!r}")
 
-    def check(self, shape: Sequence[int], axes: Axes, rank: Any) -> None:
-        super().check(shape, axes, rank)
-        *_, m, n = axes.matrix_shape(shape)
-        size = m if axes.compressed_side(shape) == "rows" else n
-        if size > cosines.MAX_SIZE:
+    def frame(self, shape: Sequence[int], axes: Axes, rank: Any) -> Frame:
+        frame = super().frame(shape, axes, rank)
+        if frame.size > cosines.MAX_SIZE:
             raise ValueError(
-                f"DCT compresses axes of up to {cosines.MAX_SIZE} entries, got {size} in a leaf of "
-                f"shape {tuple(shape)}; compress the other side, or use another projector"
+                f"DCT compresses axes of up to {cosines.MAX_SIZE} entries, got {frame.size} in a "
+                f"leaf of shape {tuple(shape)}; compress the other side, or use another projector"
             )
+        return frame
 
-    def init(self, frame: Frame, dtype: Any) -> Basis:
-        return jnp.zeros((*frame.batch, frame.rank), jnp.int32)
+    def init(self, frame: Frame, dtype: Any, name: str) -> Basis:
+        del dtype, name
+        return jnp.zeros((*frame.batch, frame.rank), jnp.int32)  # type: ignore[arg-type]
 
     def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
-    ) -> Basis:
+        self,
+        frame: Frame,
+        basis: Basis,
+        matrix: jax.Array,
+        due: jax.Array,
+        fitted: jax.Array,
+        seed: Any,
+    ) -> tuple[Basis, jax.Array]:
         del fitted, seed
-        scale = magnitude(gradient)
 
-        def norm(x: jax.Array) -> jax.Array:
-            if self.score == "l1":
-                return jnp.sum(jnp.abs(x), -1)
-            # Scaled, the squares of any gradient are in range.
-            return jnp.sqrt(jnp.sum((x / repeated(scale, x)) ** 2, -1))
+        def fit(basis: Basis, gradient: jax.Array) -> Basis:
+            scale = magnitude(gradient)
 
-        scores = cosines.coordinate_norms(whole_matrices(gradient), self._kind(frame), norm)
-        _, chosen = jax.lax.top_k(scores, basis.shape[-1])
-        return like(jnp.sort(chosen, axis=-1).astype(jnp.int32), basis)
+            def norm(x: jax.Array) -> jax.Array:
+                if self.score == "l1":
+                    return jnp.sum(jnp.abs(x), -1)
+                # Scaled, the squares of any gradient are in range.
+                return jnp.sqrt(jnp.sum((x / repeated(scale, x)) ** 2, -1))
+
+            scores = cosines.coordinate_norms(whole_matrices(gradient), self._kind(frame), norm)
+            _, chosen = jax.lax.top_k(scores, basis.shape[-1])
+            return like(jnp.sort(chosen, axis=-1).astype(jnp.int32), basis)
+
+        return where_usable(fit, frame, basis, matrix, due)
 
     def factors(self, frame: Frame, basis: Basis) -> jax.Array:
         return transpose(cosines.columns(frame.size, basis, self._kind(frame), widest()))

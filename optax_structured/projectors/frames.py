@@ -1,4 +1,4 @@
-"""How the wrapper sees one leaf: a batch of matrices of which one axis is compressed."""
+"""How a projector sees one leaf: a batch of matrices of which one axis is compressed."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.meshes import placement
-from optax_structured.trees import Axes, state_key
+from optax_structured.trees import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,22 +21,19 @@ class Frame:
     :math:`R = P^\top G`, of shape (\*batch, rank, length), has its rank axis at -2 whatever the
     side: its rows are the singular directions, of one scale each.
 
+    Leaves that are alike have equal frames, and share what is traced.
+
     Args:
-      name: path of the leaf.
       shape: of the leaf.
       axes: its matrix view.
-      rank: what is kept of `size`; a tuple, one per matrix axis, for projectors that compress all.
+      rank: what is kept of `size`; a tuple where each axis of a tensor is compressed by itself.
+      both: whether the other matrix axis is compressed to the same rank.
     """
 
-    name: str
     shape: tuple[int, ...]
     axes: Axes
     rank: int | tuple[int, ...]
-
-    @property
-    def key(self) -> str:
-        """Of the leaf in a state."""
-        return state_key(self.name)
+    both: bool = False
 
     @property
     def side(self) -> Literal["rows", "cols"]:
@@ -64,6 +61,37 @@ class Frame:
     def count(self) -> int:
         """Number of matrices."""
         return math.prod(self.batch)
+
+    @property
+    def tensor_axes(self) -> tuple[int, ...]:
+        """The axes of the leaf that are not batch axes, in their order there."""
+        _, rows, cols = self.axes.split(self.shape)
+        return tuple(sorted(rows + cols))
+
+    @property
+    def compressed(self) -> tuple[tuple[int, int], ...]:
+        """`(length, rank)` of each axis that is compressed: the shapes of the factors."""
+        if isinstance(self.rank, tuple):
+            sizes = (self.shape[axis] for axis in self.tensor_axes)
+            return tuple(zip(sizes, self.rank, strict=True))
+        sides = (self.size, self.length) if self.both else (self.size,)
+        return tuple((n, self.rank) for n in sides)
+
+    @property
+    def low_shape(self) -> tuple[int, ...]:
+        """Shape of the low-rank leaf."""
+        kept = tuple(rank for _, rank in self.compressed)
+        one_sided = isinstance(self.rank, int) and not self.both
+        return (*self.batch, *kept, self.length) if one_sided else (*self.batch, *kept)
+
+    @property
+    def numbers(self) -> int:
+        """What bases and two moments take; two moments of the leaf itself take twice its entries.
+
+        Of a basis that is computed from a few numbers as of one that is stored: then a table of
+        rules says the same before it is known which recipe reads it.
+        """
+        return self.count * sum(n * r for n, r in self.compressed) + 2 * math.prod(self.low_shape)
 
     def orient(self, leaf: jax.Array) -> jax.Array:
         """(\\*batch, size, length) of a leaf; a transpose that XLA folds into its readers."""

@@ -56,19 +56,16 @@ def householder(rows: jax.Array) -> jax.Array:
         columns = transpose(jax.lax.optimization_barrier(rows))
         raw, reflectors = jnp.linalg.qr(columns, mode="raw")
         q = transpose(jax.lax.linalg.householder_product(transpose(raw), reflectors))
-        diagonal = jax.lax.platform_dependent(raw, cpu=strided_diagonal, default=masked_diagonal)
-        return jax.lax.select(repeated(diagonal < 0, q), -q, q)
+        return jax.lax.select(repeated(diagonal(raw) < 0, q), -q, q)
 
     return like(by_matrix(one, rows), rows)
 
 
-def strided_diagonal(wide: jax.Array) -> jax.Array:
-    r"""(\*batch, m) of (\*batch, m, n), m <= n: for CPUs no kernel of its own."""
-    return wide.reshape(*wide.shape[:-2], -1)[..., :: wide.shape[-1] + 1]
+def diagonal(wide: jax.Array) -> jax.Array:
+    r"""(\*batch, m) of (\*batch, m, n), m <= n.
 
-
-def masked_diagonal(wide: jax.Array) -> jax.Array:
-    """The same for TPUs, whose compiler runs out of memory over such a stride in a large stack."""
+    As a masked sum: for a stride of n + 1 in a large stack the TPU compiler runs out of memory.
+    """
     square = wide[..., : wide.shape[-2]]
     return jnp.sum(jnp.where(jnp.eye(square.shape[-1], dtype=bool), square, 0), -1)
 

@@ -1,4 +1,4 @@
-"""Random projections that are never stored: a counter of draws is the whole basis."""
+"""Random projections that are never stored: the seed of a draw is the whole basis."""
 
 import dataclasses
 import zlib
@@ -11,6 +11,7 @@ from optax_structured.projectors.base import (
     Basis,
     OneSided,
     check_count,
+    where_usable,
     widest,
 )
 from optax_structured.projectors.frames import Frame
@@ -24,8 +25,8 @@ class RandomProjection(OneSided):
 
     .. math:: P_{ij} \sim \mathcal N(0, 1/r), \qquad \text{or } P = \operatorname{qr}(\text{same})
 
-    The state of a matrix is one int32, the number of the draw; each fit moves on to the next. Draws
-    depend on the seed, the leaf's name and the place in its batch, and on no gradient.
+    The state of a matrix is one uint32, the seed of its draw; each fit moves on to the next. Draws
+    depend on `seed`, the leaf's name and the place in its batch, and on no gradient.
 
     With the Gaussian :math:`\mathbb E\,P P^\top = I`: norms are kept on average, as APOLLO needs,
     but :math:`P P^\top` is no projection.
@@ -46,6 +47,7 @@ class RandomProjection(OneSided):
     Reference: Zhu et al., `APOLLO <https://arxiv.org/abs/2412.05270>`_, 2024.
     """
 
+    stored = False
     seed: int = 0
     distribution: Literal["gaussian", "orthonormal"] = "gaussian"
 
@@ -60,20 +62,25 @@ class RandomProjection(OneSided):
     def orthonormal(self) -> bool:
         return self.distribution == "orthonormal"
 
-    def init(self, frame: Frame, dtype: Any) -> Basis:
-        return jnp.zeros(frame.batch, jnp.int32)
+    def init(self, frame: Frame, dtype: Any, name: str) -> Basis:
+        del dtype
+        root = jnp.uint32(zlib.crc32(f"{self.seed} {name}".encode()))
+        return mix(jnp.arange(frame.count, dtype=jnp.uint32).reshape(frame.batch) + root)
 
     def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
-    ) -> Basis:
-        del gradient, fitted, seed
-        return basis + 1
+        self,
+        frame: Frame,
+        basis: Basis,
+        matrix: jax.Array,
+        due: jax.Array,
+        fitted: jax.Array,
+        seed: Any,
+    ) -> tuple[Basis, jax.Array]:
+        del fitted, seed
+        return where_usable(lambda basis, gradient: basis + 1, frame, basis, matrix, due)
 
     def factors(self, frame: Frame, basis: Basis) -> jax.Array:
-        root = jnp.uint32(zlib.crc32(f"{self.seed} {frame.name}".encode()))
-        place = jnp.arange(frame.count, dtype=jnp.uint32).reshape(frame.batch)
-        seed = mix(mix(place + root) + basis.astype(jnp.uint32))
-        drawn = normal(seed, frame.rank, frame.size, widest())  # type: ignore[arg-type]
+        drawn = normal(mix(basis), frame.rank, frame.size, widest())  # type: ignore[arg-type]
         if self.orthonormal:
             return householder(drawn)
         return drawn / drawn.shape[-2] ** 0.5

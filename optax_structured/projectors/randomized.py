@@ -1,11 +1,12 @@
 """A randomised SVD, redrawn at each fit."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
 from optax_structured.meshes.placement import like, product, repeated
-from optax_structured.projectors.base import OneSided, check_count
+from optax_structured.projectors.base import Basis, OneSided, check_count, transpose, where_usable
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import (
     HIGHEST,
@@ -54,23 +55,27 @@ class RandomizedRange(OneSided):
         check_count("oversampling", self.oversampling, 0)
         check_count("power", self.power, 0)
 
-    def fit(
+    def refit(
         self,
         frame: Frame,
+        basis: Basis,
         matrix: jax.Array,
-        gradient: jax.Array,
+        due: jax.Array,
         fitted: jax.Array,
-        seed: jax.Array,
-    ) -> jax.Array:
+        seed: Any,
+    ) -> tuple[Basis, jax.Array]:
         del fitted
-        rank = matrix.shape[-1]
-        columns = min(rank + self.oversampling, frame.size, frame.length)
-        rows = householder(sketch(gradient, columns, seed))
-        rows = jax.lax.fori_loop(
-            0, self.power, lambda _, q: like(power_step(gradient, q, householder)[0], q), rows
-        )
-        small = product(rows / repeated(magnitude(gradient), rows), gradient)
-        u = leading(product(small, small, HIGHEST, transpose_b=True), rank)
-        return like(
-            fix_signs(product(rows, u, HIGHEST, transpose_a=True)).astype(matrix.dtype), matrix
-        )
+
+        def fit(basis: Basis, gradient: jax.Array, seed: jax.Array) -> Basis:
+            rank = basis.shape[-2]
+            columns = min(rank + self.oversampling, frame.size, frame.length)
+            rows = householder(sketch(gradient, columns, seed))
+            rows = jax.lax.fori_loop(
+                0, self.power, lambda _, q: like(power_step(gradient, q, householder)[0], q), rows
+            )
+            small = product(rows / repeated(magnitude(gradient), rows), gradient)
+            u = leading(product(small, small, HIGHEST, transpose_b=True), rank)
+            p = fix_signs(product(rows, u, HIGHEST, transpose_a=True)).astype(basis.dtype)
+            return like(transpose(p), basis)
+
+        return where_usable(fit, frame, basis, matrix, due, seed)

@@ -34,7 +34,7 @@ class SubspaceIteration(OneSided):
     gradient does: flipping a column of the old basis flips that of the new one.
 
     A step costs two products with the gradient and a QR of rank columns. A gradient that is
-    orthogonal to the whole basis does not say where to turn it, and counts as zero.
+    orthogonal to the whole basis gives no direction to rotate towards, and counts as zero.
 
     Args:
       iterations: steps of each fit, at least 1; 1. One captures 99 % of the energy of an SVD or
@@ -69,24 +69,18 @@ class SubspaceIteration(OneSided):
         check_count("first_fits", self.first_fits, 1, 127)
         check_orthonormalize(self.orthonormalize)
 
-    def init(self, frame: Frame, dtype: Any) -> Basis:
-        zeros = super().init(frame, dtype)
-        seed = jnp.asarray(zlib.crc32(frame.name.encode()), jnp.uint32)
+    def init(self, frame: Frame, dtype: Any, name: str) -> Basis:
+        zeros = super().init(frame, dtype, name)
+        seed = jnp.asarray(zlib.crc32(name.encode()), jnp.uint32)
         random = uniform(seed, zeros.shape[-2], frame.size, dtype) * (3 / frame.size) ** 0.5
         return jnp.broadcast_to(random, zeros.shape)
 
     def refit(
-        self, frame: Frame, basis: Basis, gradient: jax.Array, fitted: jax.Array, seed: Any
-    ) -> Basis:
-        due = jnp.ones(frame.batch, bool)
-        return self.refit_where(due, frame, basis, frame.turn(gradient), fitted, seed)[0]
-
-    def refit_where(
         self,
-        due: jax.Array,
         frame: Frame,
         basis: Basis,
         matrix: jax.Array,
+        due: jax.Array,
         fitted: jax.Array,
         seed: Any,
     ) -> tuple[Basis, jax.Array]:

@@ -1,11 +1,12 @@
 """The exact projector: leading singular vectors."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
 from optax_structured.meshes.placement import by_matrix, like
-from optax_structured.projectors.base import OneSided
+from optax_structured.projectors.base import Basis, OneSided, transpose, where_usable
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
 
@@ -33,14 +34,20 @@ class SVD(OneSided):
     those of the library and the trajectory depends on them from the second fit on.
     """
 
-    def fit(
+    def refit(
         self,
         frame: Frame,
+        basis: Basis,
         matrix: jax.Array,
-        gradient: jax.Array,
+        due: jax.Array,
         fitted: jax.Array,
-        seed: jax.Array,
-    ) -> jax.Array:
+        seed: Any,
+    ) -> tuple[Basis, jax.Array]:
         del fitted, seed
-        u, _ = by_matrix(singular_vectors, gradient)
-        return like(fix_signs(u[..., : frame.rank]).astype(matrix.dtype), matrix)
+
+        def fit(basis: Basis, gradient: jax.Array) -> Basis:
+            u, _ = by_matrix(singular_vectors, gradient)
+            u = fix_signs(u[..., : frame.rank]).astype(basis.dtype)
+            return like(transpose(u), basis)
+
+        return where_usable(fit, frame, basis, matrix, due)

@@ -8,10 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_structured.meshes.placement import like, product, repeated, whole_matrices
-from optax_structured.projectors.base import Projector, check_count, check_rank, transpose
+from optax_structured.meshes.placement import like, product, repeated
+from optax_structured.projectors.base import (
+    Basis,
+    Projector,
+    check_count,
+    check_rank,
+    transpose,
+    where_usable,
+)
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import fix_signs, leading, magnitude
+from optax_structured.projectors.products import fold, tensor
 from optax_structured.trees import Axes
 
 Matrices = tuple[jax.Array, ...]  # F_k, (*batch, n_k, r_k)
@@ -57,83 +65,66 @@ class Tucker(Projector):
     def __post_init__(self) -> None:
         check_count("sweeps", self.sweeps, 0)
 
-    def view(self, shape: Sequence[int], axes: Axes) -> Axes:
+    def frame(self, shape: Sequence[int], axes: Axes, rank: Any) -> Frame:
         ndim = len(shape)
-        return Axes(tuple(range(ndim - 1)), -1) if axes == Axes() and ndim > 2 else axes
-
-    def check(self, shape: Sequence[int], axes: Axes, rank: Any) -> None:
-        axes = self.view(shape, axes)
+        axes = Axes(tuple(range(ndim - 1)), -1) if axes == Axes() and ndim > 2 else axes
         axes.check(shape)
-        count = len(_split(axes, shape)[1])
-        if isinstance(rank, float):
-            if not 0 < rank < 1:
-                raise ValueError(f"a fractional rank must be above 0 and below 1, got {rank!r}")
-        elif isinstance(rank, tuple):
-            for one in rank:
-                check_rank(one)
-            if len(rank) != count:
-                raise ValueError(
-                    f"rank={rank!r} needs one int for each of the {count} compressed axes of a "
-                    f"leaf of shape {tuple(shape)}"
-                )
-        else:
-            check_rank(rank)
-
-    def rank(self, shape: Sequence[int], axes: Axes, rank: Any) -> tuple[int, ...]:
-        _, compressed = _split(self.view(shape, axes), shape)
-        sizes = [shape[axis] for axis in compressed]
-        if isinstance(rank, float):
-            return fractional_rank(sizes, rank)
-        ranks = rank if isinstance(rank, tuple) else (rank,) * len(sizes)
-        return tuple(min(r, n) for r, n in zip(ranks, sizes, strict=True))
-
-    def numbers(self, frame: Frame) -> int:
-        _, compressed = _split(frame.axes, frame.shape)
-        ranks = _ranks(frame)
-        factors = sum(frame.shape[axis] * r for axis, r in zip(compressed, ranks, strict=True))
-        return frame.count * (factors + 2 * math.prod(ranks))
-
-    def low_shape(self, frame: Frame) -> tuple[int, ...]:
-        return (*frame.batch, *_ranks(frame))
-
-    def init(self, frame: Frame, dtype: Any) -> Matrices:
-        _, compressed = _split(frame.axes, frame.shape)
-        pairs = zip(compressed, _ranks(frame), strict=True)
-        return tuple(jnp.zeros((*frame.batch, frame.shape[axis], r), dtype) for axis, r in pairs)
+        frame = Frame(tuple(shape), axes, ())
+        sizes = [shape[axis] for axis in frame.tensor_axes]
+        return dataclasses.replace(frame, rank=_ranks(rank, sizes, shape))
 
     def refit(
-        self, frame: Frame, basis: Matrices, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
-    ) -> Matrices:
+        self,
+        frame: Frame,
+        basis: Basis,
+        matrix: jax.Array,
+        due: jax.Array,
+        fitted: jax.Array,
+        seed: Any,
+    ) -> tuple[Basis, jax.Array]:
         del fitted, seed
-        tensor = _tensor(frame, gradient / repeated(magnitude(gradient), gradient))
-        ranks = _ranks(frame)
 
-        def direction(tensor: jax.Array, k: int) -> jax.Array:
-            unfolded = _unfold(tensor, k - len(ranks), len(frame.batch))
-            return fix_signs(leading(product(unfolded, transpose(unfolded)), ranks[k]))
+        def fit(basis: Matrices, gradient: jax.Array) -> Matrices:
+            whole = tensor(frame, gradient / repeated(magnitude(gradient), gradient))
 
-        def sweep(_: jax.Array, factors: Matrices) -> Matrices:
-            for k in range(len(ranks)):
-                factors = (*factors[:k], direction(_fold(tensor, factors, k), k), *factors[k + 1 :])
-            return factors
+            def direction(x: jax.Array, k: int) -> jax.Array:
+                unfolded = _unfold(x, k - len(basis), len(frame.batch))
+                gram = product(unfolded, transpose(unfolded))
+                return fix_signs(leading(gram, basis[k].shape[-1]))
 
-        start = tuple(direction(tensor, k) for k in range(len(ranks)))
-        factors = jax.lax.fori_loop(0, self.sweeps, sweep, start)
-        pairs = zip(factors, basis, strict=True)
-        return tuple(like(new.astype(old.dtype), old) for new, old in pairs)
+            def sweep(_: jax.Array, factors: Matrices) -> Matrices:
+                for k in range(len(basis)):
+                    better = direction(fold(whole, factors, k), k)
+                    factors = (*factors[:k], better, *factors[k + 1 :])
+                return factors
 
-    def factors(self, frame: Frame, basis: Matrices) -> Matrices:
-        return basis
+            start = tuple(direction(whole, k) for k in range(len(basis)))
+            factors = jax.lax.fori_loop(0, self.sweeps, sweep, start)
+            pairs = zip(factors, basis, strict=True)
+            return tuple(like(new.astype(old.dtype), old) for new, old in pairs)
 
-    def project(self, frame: Frame, factors: Matrices, matrix: jax.Array) -> jax.Array:
-        return _fold(_tensor(frame, frame.turn(matrix)), factors)
+        return where_usable(fit, frame, basis, matrix, due)
 
-    def lift(self, frame: Frame, factors: Matrices, low: jax.Array) -> jax.Array:
-        tensor = _fold(low, tuple(transpose(factor) for factor in factors))
-        batch, compressed = _split(frame.axes, frame.shape)
-        order = batch + compressed
-        inverse = tuple(order.index(axis) for axis in range(len(order)))
-        return frame.axes.to_matrix(jnp.transpose(tensor, inverse))
+
+def _ranks(rank: Any, sizes: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """The rank of each compressed axis.
+
+    Raises:
+      TypeError, ValueError: a rank that is none of the kinds that `Tucker` takes.
+    """
+    if isinstance(rank, float):
+        if not 0 < rank < 1:
+            raise ValueError(f"a fractional rank must be above 0 and below 1, got {rank!r}")
+        return fractional_rank(sizes, rank)
+    ranks = rank if isinstance(rank, tuple) else (rank,) * len(sizes)
+    for one in ranks:
+        check_rank(one)
+    if len(ranks) != len(sizes):
+        raise ValueError(
+            f"rank={rank!r} needs one int for each of the {len(sizes)} compressed axes of a leaf of "
+            f"shape {tuple(shape)}"
+        )
+    return tuple(min(r, n) for r, n in zip(ranks, sizes, strict=True))
 
 
 def fractional_rank(sizes: Sequence[int], fraction: float) -> tuple[int, ...]:
@@ -145,35 +136,6 @@ def fractional_rank(sizes: Sequence[int], fraction: float) -> tuple[int, ...]:
         stored = c ** len(sizes) * entries + c * squares
         low, high = (c, high) if stored < fraction * entries else (low, c)
     return tuple(max(1, round(low * n)) for n in sizes)
-
-
-def _ranks(frame: Frame) -> tuple[int, ...]:
-    assert isinstance(frame.rank, tuple)
-    return frame.rank
-
-
-def _split(axes: Axes, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Batch axes and compressed axes of a leaf, each in its order there."""
-    batch, rows, cols = axes.split(shape)
-    return batch, tuple(sorted(rows + cols))
-
-
-def _tensor(frame: Frame, oriented: jax.Array) -> jax.Array:
-    r"""(\*batch, n_1, ..., n_N), whole on every device but for the batch."""
-    batch, compressed = _split(frame.axes, frame.shape)
-    return jnp.transpose(frame.restore(whole_matrices(oriented)), batch + compressed)
-
-
-def _fold(tensor: jax.Array, factors: Matrices, skip: int | None = None) -> jax.Array:
-    """Contracts each of the last axes but `skip` with the rows of its factor."""
-    for k, factor in enumerate(factors):
-        if k != skip:
-            axis = k - len(factors)
-            last = jnp.moveaxis(tensor, axis, -1)
-            rows = last.reshape(*factor.shape[:-2], -1, last.shape[-1])
-            folded = product(rows, factor).reshape(*last.shape[:-1], factor.shape[-1])
-            tensor = jnp.moveaxis(folded, -1, axis)
-    return tensor
 
 
 def _unfold(tensor: jax.Array, axis: int, batch: int) -> jax.Array:

@@ -1,15 +1,16 @@
 """Both sides at once: a rank x rank leaf."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from optax_structured.meshes.placement import by_matrix, like, product
-from optax_structured.projectors.base import Projector, transpose
+from optax_structured.meshes.placement import by_matrix, like
+from optax_structured.projectors.base import Basis, Projector, transpose, where_usable
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
+from optax_structured.trees import Axes
 
 
 class Sides(NamedTuple):
@@ -39,34 +40,29 @@ class TwoSided(Projector):
     Reference: Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, 2024.
     """
 
-    def numbers(self, frame: Frame) -> int:
-        rank: int = frame.rank  # type: ignore[assignment]
-        return frame.count * rank * (frame.size + frame.length + 2 * rank)
+    def frame(self, shape: Sequence[int], axes: Axes, rank: Any) -> Frame:
+        return dataclasses.replace(super().frame(shape, axes, rank), both=True)
 
-    def low_shape(self, frame: Frame) -> tuple[int, ...]:
-        return (*frame.batch, frame.rank, frame.rank)  # type: ignore[arg-type]
-
-    def init(self, frame: Frame, dtype: Any) -> Sides:
-        left = jnp.zeros((*frame.batch, frame.size, frame.rank), dtype)
-        right = jnp.zeros((*frame.batch, frame.length, frame.rank), dtype)
-        return Sides(left, right)
+    def init(self, frame: Frame, dtype: Any, name: str) -> Sides:
+        return Sides(*super().init(frame, dtype, name))
 
     def refit(
-        self, frame: Frame, basis: Sides, gradient: jax.Array, fitted: jax.Array, seed: jax.Array
-    ) -> Sides:
+        self,
+        frame: Frame,
+        basis: Basis,
+        matrix: jax.Array,
+        due: jax.Array,
+        fitted: jax.Array,
+        seed: Any,
+    ) -> tuple[Basis, jax.Array]:
         del fitted, seed
-        u, vh = by_matrix(singular_vectors, gradient)
 
-        def kept(vectors: jax.Array, old: jax.Array) -> jax.Array:
-            return like(fix_signs(vectors[..., : frame.rank]).astype(old.dtype), old)
+        def fit(basis: Sides, gradient: jax.Array) -> Sides:
+            u, vh = by_matrix(singular_vectors, gradient)
 
-        return Sides(kept(u, basis.left), kept(transpose(vh), basis.right))
+            def kept(vectors: jax.Array, old: jax.Array) -> jax.Array:
+                return like(fix_signs(vectors[..., : frame.rank]).astype(old.dtype), old)
 
-    def factors(self, frame: Frame, basis: Sides) -> Sides:
-        return basis
+            return Sides(kept(u, basis.left), kept(transpose(vh), basis.right))
 
-    def project(self, frame: Frame, factors: Sides, matrix: jax.Array) -> jax.Array:
-        return product(product(transpose(factors.left), frame.turn(matrix)), factors.right)
-
-    def lift(self, frame: Frame, factors: Sides, low: jax.Array) -> jax.Array:
-        return frame.turn(product(product(factors.left, low), transpose(factors.right)))
+        return where_usable(fit, frame, basis, matrix, due)
