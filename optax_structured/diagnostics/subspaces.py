@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_structured.low_rank.leaves import Projected
 from optax_structured.low_rank.residuals import NormScaled, Scaling
 from optax_structured.low_rank.spec import LowRank
+from optax_structured.low_rank.stored_basis import decoded
 from optax_structured.low_rank.wrapper import DEFAULTS
 from optax_structured.meshes.placement import product
-from optax_structured.projectors import OneSided, SubspaceIteration
+from optax_structured.projectors import OneSided
 from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.products import project
 from optax_structured.quantization.codec import is_encoded
 from optax_structured.trees import as_rules, name_of_key, named_leaves, resolve
 from optax_structured.trees.precision import at_least_float32
@@ -44,11 +45,11 @@ def captured_energy(state: Any, gradient: Any, low_rank: Any) -> dict[str, jax.A
     Array(0.8, dtype=float32)
     """
     energies = {}
-    for frame, factors, leaf in _projected(state, gradient, low_rank):
+    for name, frame, factors, leaf in _projected(state, gradient, low_rank):
         matrix = _scaled(frame, leaf)
-        held = jnp.sqrt(_sum_squares(_low(frame, factors, matrix)))
+        held = jnp.sqrt(_sum_squares(project(frame, factors, matrix)))
         whole = jnp.sqrt(_sum_squares(matrix))
-        energies[frame.name] = held / jnp.where(whole == 0, 1, whole)
+        energies[name] = held / jnp.where(whole == 0, 1, whole)
     return energies
 
 
@@ -69,11 +70,11 @@ def effective_rank(state: Any, gradient: Any, low_rank: Any) -> dict[str, jax.Ar
       From path to (\*batch,); 0 for a gradient of zero.
     """
     ranks = {}
-    for frame, factors, leaf in _projected(state, gradient, low_rank):
-        low = _low(frame, factors, _scaled(frame, leaf))
+    for name, frame, factors, leaf in _projected(state, gradient, low_rank):
+        low = project(frame, factors, _scaled(frame, leaf))
         gram = product(low, low, transpose_b=True)
         trace, squares = jnp.trace(gram, axis1=-2, axis2=-1), _sum_squares(gram)
-        ranks[frame.name] = trace**2 / jnp.where(squares == 0, 1, squares)
+        ranks[name] = trace**2 / jnp.where(squares == 0, 1, squares)
     return ranks
 
 
@@ -135,8 +136,8 @@ def _parts(state: Any, field: str) -> dict[str, Any]:
 
 def _projected(
     state: Any, gradient: Any, low_rank: Any
-) -> Iterator[tuple[Frame, jax.Array, jax.Array]]:
-    """Frame, rank-major factors and gradient of every leaf with a basis of one matrix."""
+) -> Iterator[tuple[str, Frame, jax.Array, jax.Array]]:
+    """Path, frame, rank-major factors and gradient of every leaf with a basis of one matrix."""
     bases = _parts(state, "bases")
     if not bases:
         raise ValueError("the state has no low-rank part: give the state of galore, fira, ...")
@@ -146,16 +147,16 @@ def _projected(
             continue
         in_codes = is_encoded(bases[name])
         known = spec.projector is not None or in_codes or _is_matrix(bases[name])
-        whole = spec.completed(DEFAULTS)
+        whole = spec.completed(**DEFAULTS)
         if in_codes and whole.codec is None:
             raise ValueError(
                 f"the basis of {name!r} is in codes: give the LowRank with its codec, for q_galore "
                 "LowRank(..., codec=Affine(bits=4))"
             )
         if known and isinstance(whole.projector, OneSided):
-            frame = whole.frame(name, leaf.shape)
-            basis = Projected(whole, frame, 0.0).decoded(bases[name])
-            yield frame, whole.projector.factors(frame, basis), leaf
+            frame = whole.frame(leaf.shape)
+            basis = decoded(whole, frame, bases[name])
+            yield name, frame, whole.projector.factors(frame, basis), leaf
 
 
 def _scaled(frame: Frame, leaf: jax.Array) -> jax.Array:
@@ -163,10 +164,6 @@ def _scaled(frame: Frame, leaf: jax.Array) -> jax.Array:
     matrix = at_least_float32(frame.axes.to_matrix(leaf))
     largest = jnp.max(jnp.abs(matrix), (-2, -1), keepdims=True)
     return matrix / jnp.where(largest == 0, 1, largest)
-
-
-def _low(frame: Frame, factors: jax.Array, matrix: jax.Array) -> jax.Array:
-    return SubspaceIteration().project(frame, factors, matrix)
 
 
 def _sum_squares(x: jax.Array) -> jax.Array:

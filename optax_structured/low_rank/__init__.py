@@ -24,7 +24,6 @@ from optax_structured.low_rank.transports import (
     Reset,
     Rotate,
     Transport,
-    VarianceAware,
 )
 from optax_structured.low_rank.wrapper import LowRankState, low_rank_projection
 from optax_structured.projectors import (
@@ -71,7 +70,6 @@ __all__ = [
     "Transport",
     "Tucker",
     "TwoSided",
-    "VarianceAware",
     "low_rank_projection",
     "scale_by_ldadam",
 ]

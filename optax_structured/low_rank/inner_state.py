@@ -1,49 +1,87 @@
 """Finding the low-rank leaves inside the state of any inner transformation, by their keys."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.tree_util import DictKey, GetAttrKey, SequenceKey, keystr
+from jax.tree_util import DictKey, keystr
 
-from optax_structured.quantization.codec import is_encoded
+from optax_structured.states import arrays_of
+from optax_structured.states.roles import CODES
 from optax_structured.trees import name_of_key
 
-KeyPath = tuple[Any, ...]
-Fields = dict[str, dict[str, jax.Array]]  # by the path of the state that holds them, then by name
+
+class Moment(NamedTuple):
+    """What an array of the inner state is."""
+
+    holder: str  # the class of the state that it is a field of
+    field: str
+    power: int | None  # of the gradient that it averages; None: unknown, or none
+
+    def __str__(self) -> str:
+        return f"{self.holder}.{self.field}" if self.holder else "an array"
+
+
+Found = dict[str, dict[str, Moment]]  # by the key of the leaf, then by place
+Moments = dict[str, dict[str, jax.Array]]  # the arrays themselves
 
 
 class NeedsParameters(ValueError):
     """The inner transformation asked for parameters."""
 
 
-def fields(state: Any, key: str) -> Fields:
-    """The leaves of `state` that belong to one parameter."""
-    found: Fields = {}
-    for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_encoded):
-        if path and path[-1] == DictKey(key):
-            if is_encoded(leaf):
-                raise ValueError(
-                    f"the moments of {name_of_key(key)!r} are in codes, which cannot be moved to "
-                    "another basis: put quantized around the whole, quantized(galore(...)), or use "
-                    "Keep() or Align()"
-                )
-            found.setdefault(keystr(path[:-2]), {})[_field(path)] = leaf
+def find(
+    inner: optax.GradientTransformation, low: Callable[[], Any], keys: Collection[str]
+) -> Found:
+    """The arrays that belong to these low-rank leaves, of the state that `inner` makes of all.
+
+    Read off a new state: in one that went through `nnx.jit`, mappings stand for its classes.
+    """
+    found: Found = {key: {} for key in keys}
+    if not found:
+        return found
+    for array in arrays_of(jax.eval_shape(lambda: inner.init(low()))):
+        key = _key(array.path)
+        if key in found and array.role == CODES:
+            raise ValueError(
+                f"the moments of {name_of_key(key)!r} are in codes, which cannot be moved to "
+                "another basis: put quantized around the whole, quantized(galore(...)), or use "
+                "Keep() or Align()"
+            )
+        if key in found:
+            power = None if array.role is None else array.role.power
+            found[key][_place(array.path)] = Moment(array.holder, array.field, power)
     return found
 
 
-def replace(state: Any, key: str, new: Fields) -> Any:
-    """`state` with what `fields` found replaced."""
-    if not new:
+def read(state: Any, found: Found) -> Moments:
+    """The arrays of a state that `find` found."""
+    moments: Moments = {key: {} for key in found}
+    for path, leaf in jax.tree.leaves_with_path(state):
+        if (key := _key(path)) in found and _place(path) in found[key]:
+            moments[key][_place(path)] = leaf
+    return moments
+
+
+def write(state: Any, moments: Moments) -> Any:
+    """`state` with these arrays."""
+    if not moments:
         return state
 
-    def leaf(path: KeyPath, old: jax.Array) -> jax.Array:
-        if path and path[-1] == DictKey(key):
-            return new[keystr(path[:-2])][_field(path)]
-        return old
+    def leaf(path: Any, old: jax.Array) -> jax.Array:
+        return moments.get(_key(path), {}).get(_place(path), old)
 
     return jax.tree.map_with_path(leaf, state)
+
+
+def _key(path: Any) -> str:
+    """The key of the leaf that an array of the inner state belongs to; "?" of none."""
+    return next((x.key for x in reversed(path) if isinstance(x, DictKey)), "?")
+
+
+def _place(path: Any) -> str:
+    return keystr(path, simple=True, separator=".")
 
 
 def update(
@@ -79,12 +117,3 @@ def check(inner: optax.GradientTransformationExtraArgs, low: Any, state: Any) ->
         raise
     except Exception:  # the update itself will tell, when its extra arguments are there
         return
-
-
-def _field(path: KeyPath) -> str:
-    key = path[-2] if len(path) > 1 else None
-    if isinstance(key, GetAttrKey):
-        return key.name
-    if isinstance(key, DictKey | SequenceKey):
-        return str(key.key if isinstance(key, DictKey) else key.idx)
-    return ""

@@ -14,8 +14,9 @@ from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.shardings import Places
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.state_check import check_leaves
-from optax_structured.low_rank.transports import Keep, variance_aware
+from optax_structured.low_rank.transports import Keep
 from optax_structured.meshes import placement
+from optax_structured.meshes.placement import product
 from optax_structured.projectors import SVD, OneSided, SubspaceIteration
 from optax_structured.projectors.base import Basis
 from optax_structured.projectors.frames import Frame
@@ -51,29 +52,27 @@ class LDAdamState(NamedTuple):
 class SVDStart(SubspaceIteration):
     """Subspace iteration that begins at the leading singular vectors of the first gradient."""
 
-    def refit_where(
+    def refit(
         self,
-        due: jax.Array,
         frame: Frame,
         basis: Basis,
         matrix: jax.Array,
+        due: jax.Array,
         fitted: jax.Array,
         seed: Any,
     ) -> tuple[Basis, jax.Array]:
-        rest = matrix, fitted, seed
-        basis, begun = SVD().refit_where(due & ~fitted, frame, basis, *rest)
-        basis, moved = super().refit_where(due & fitted, frame, basis, *rest)
+        basis, begun = SVD().refit(frame, basis, matrix, due & ~fitted, fitted, seed)
+        basis, moved = super().refit(frame, basis, matrix, due & fitted, fitted, seed)
         return basis, begun | moved
 
 
-_DEFAULTS = LowRank(
-    rank=1,
-    period=1,
-    projector=SVDStart(),
-    refresh=Periodic(),
-    residual=Drop(),
-    transport=Keep(),
-)
+_DEFAULTS: dict[str, Any] = {
+    "period": 1,
+    "projector": SVDStart(),
+    "refresh": Periodic(),
+    "residual": Drop(),
+    "transport": Keep(),
+}
 
 
 def scale_by_ldadam(
@@ -142,9 +141,9 @@ def scale_by_ldadam(
             return {"mu": mu, "nu": nu}
         spec, frame = _left(p)
         places, wide = Places(frame, leaf), wide_dtype(leaf)
-        mu, nu = (places.low(spec.projector.low_shape(frame), wide) for _ in range(2))
+        mu, nu = (places.low(frame.low_shape, wide) for _ in range(2))
         parts = {
-            "bases": jax.tree.map(places.basis, spec.projector.init(frame, wide)),
+            "bases": jax.tree.map(places.basis, spec.projector.init(frame, wide, p.name)),
             "fitted": places.basis(jnp.zeros(frame.batch, bool)),
             "mu": mu,
             "nu": nu,
@@ -174,7 +173,7 @@ def scale_by_ldadam(
             if p is None:
                 direction = _adam(new, key, gradient, decays)
             else:
-                direction = _moved(state, new, *_left(p), gradient, decays)
+                direction = _moved(state, new, key, p, gradient, decays)
             out.append(placement.like(as_update(direction, leaf, weight), gradient))
         return structure.unflatten(out), as_stored(new, state)
 
@@ -194,17 +193,14 @@ class _Decays(NamedTuple):
 
 
 def _moved(
-    old: LDAdamState, new: LDAdamState, spec: Any, frame: Frame, leaf: jax.Array, decays: _Decays
+    old: LDAdamState, new: LDAdamState, key: str, p: Projected, leaf: jax.Array, decays: _Decays
 ) -> jax.Array:
     """The direction of one projected leaf; what it leaves behind goes into the dicts of `new`."""
-    key, projector, places = frame.key, spec.projector, Places(frame, leaf)
+    spec, frame = _left(p)
+    projector, places = spec.projector, Places(frame, leaf)
     kept = old.error.get(key)
     a = frame.axes.to_matrix(leaf if kept is None else leaf + kept)
-
-    def at_hand(basis: Basis) -> Any:
-        return projector.factors(frame, jax.tree.map(places.basis_at_hand, basis))
-
-    before = Step(spec, frame, at_hand(old.bases[key]), a, 1.0, old.clock.count)
+    before = Step(spec, frame, places.factors(spec, old.bases[key]), a, 1.0, old.clock.count)
     mu, nu = at_least_float32(old.mu[key]), at_least_float32(old.nu[key])
     # The weights that the moments hold; before the first step they hold nothing, with any weight.
     first, second = (
@@ -212,13 +208,11 @@ def _moved(
     )
     rho = jnp.asarray(decays.rho, a.dtype)
     target = rho * before.lift(places.low_at_hand(mu / first)) + (1 - rho) * a
-    always, seed = jnp.ones(frame.batch, bool), seed_of(frame.name, old.clock.count)
-    basis, usable = projector.refit_where(
-        always, frame, old.bases[key], target, old.fitted[key], seed
-    )
+    always, seed = jnp.ones(frame.batch, bool), seed_of(p.name, old.clock.count)
+    basis, usable = projector.refit(frame, old.bases[key], target, always, old.fitted[key], seed)
     rotation = projector.overlap(frame, old.bases[key], basis)
     moved, nu = variance_aware(rotation, mu, nu, first, second)
-    step = before._replace(factors=at_hand(basis))
+    step = before._replace(factors=places.factors(spec, basis))
     low = step.project()
     new.mu[key] = placement.like(moved, mu)
     new.nu[key] = placement.like(nu, mu)
@@ -231,6 +225,17 @@ def _moved(
         new.error[key] = placement.like(frame.axes.from_matrix(left, frame.shape), kept)
     update = step.lift(places.low_at_hand(direction))
     return frame.axes.from_matrix(update, frame.shape)
+
+
+def variance_aware(
+    rotation: jax.Array, mu: jax.Array, nu: jax.Array, first: jax.Array, second: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Adam's biased moments in a new basis; `first` and `second` are the weights they hold."""
+    c = rotation.astype(mu.dtype)
+    mean = mu / first
+    moved = product(c, mean)
+    variance = product(c * c, nu / second - mean**2)
+    return first * moved, second * jnp.abs(variance + moved**2)
 
 
 def _adam(state: LDAdamState, key: str, gradient: jax.Array, decays: _Decays) -> jax.Array:
@@ -247,7 +252,7 @@ def _left(p: Projected) -> tuple[Any, Frame]:
     if m != n or p.spec.axes.side != "small":
         return p.spec, p.frame
     spec = dataclasses.replace(p.spec, axes=dataclasses.replace(p.spec.axes, side="rows"))
-    return spec, spec.frame(p.frame.name, p.frame.shape)
+    return spec, spec.frame(p.frame.shape)
 
 
 def _prescribed(low_rank: Any) -> Rules:
@@ -270,4 +275,4 @@ def _prescribed(low_rank: Any) -> Rules:
             )
         if not isinstance(spec.projector or SVDStart(), OneSided):
             raise ValueError(f"LDAdam needs a projector with one matrix, got {spec.projector!r}")
-    return completed(low_rank, _DEFAULTS)
+    return completed(low_rank, **_DEFAULTS)

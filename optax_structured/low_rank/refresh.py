@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,7 @@ class Refresh(abc.ABC):
     """A rule; subclasses are frozen dataclasses.
 
     A leaf is always due on its first `first_fits` steps, which its projector sets.
-
-    `together` says that all leaves of one record are due at the same steps: `due` is evaluated
-    once per record.
     """
-
-    together: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "due" in vars(cls):  # what a rule says of its `due`, another one does not inherit
-            cls.together = vars(cls).get("together", False)
 
     def check(self, projector: Projector) -> None:  # noqa: B027  (nothing to check by default)
         """Raises ValueError for a projector that this rule cannot judge."""
@@ -86,11 +76,10 @@ class Periodic(Refresh):
       >>> spec = oxs.LowRank(rank=2, period=200, refresh=oxs.Periodic())
     """
 
-    together = True
     offset: int = 0
 
     def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
-        return True if period == 1 else _multiple(count + self.offset, period)
+        return True if period == 1 else (count + self.offset) % period == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +94,7 @@ class Staggered(Refresh):
     """
 
     def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
-        return True if period == 1 else _multiple(count + int(share * period), period)
+        return True if period == 1 else (count + int(share * period)) % period == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +220,3 @@ class Lazy(Refresh):
         grown = (self.growth * state.gap.astype(jnp.float32)).astype(jnp.int32)
         gap = jnp.where(stable, grown, state.gap)
         return LazyState(gap, similarities, seen, direction)
-
-
-def _multiple(steps: jax.Array, period: int) -> jax.Array:
-    """Whether the period has passed; `%` is a longer program, and counts are never negative."""
-    return jax.lax.rem(steps, jnp.asarray(period, steps.dtype)) == 0

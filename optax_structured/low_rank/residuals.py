@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from optax_structured.low_rank.shardings import Places
 from optax_structured.meshes.placement import like, zeros
+from optax_structured.projectors import products
 from optax_structured.projectors.base import Factors, OneSided, Projector
 from optax_structured.projectors.frames import Frame
 from optax_structured.states.clock import ScalarOrSchedule
@@ -32,12 +33,12 @@ class Step(NamedTuple):
     def project(self) -> jax.Array:
         """The low-rank leaf R of the gradient."""
         factors = jax.tree.map(self._operand, self.factors)
-        return self.spec.projector.project(self.frame, factors, self._operand(self.gradient))
+        return products.project(self.frame, factors, self._operand(self.gradient))
 
     def lift(self, low: jax.Array) -> jax.Array:
         """The matrices of a low-rank leaf."""
         factors, low = jax.tree.map(self._operand, (self.factors, low))
-        return self.spec.projector.lift(self.frame, factors, low)
+        return products.lift(self.frame, factors, low)
 
     def _operand(self, x: jax.Array) -> jax.Array:
         return at_least_float32(x) if self.spec.dtype is None else x.astype(self.spec.dtype)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from optax_structured.low_rank.stored_basis import decoded
 from optax_structured.meshes import placement
 from optax_structured.meshes.placement import Spec
 from optax_structured.projectors.frames import Frame
@@ -60,7 +61,12 @@ class Places:
             return x
         return placement.move(x, self._natural(x.shape, "length"))
 
-    def basis_at_hand(self, x: jax.Array) -> jax.Array:
+    def factors(self, spec: Any, stored: Any) -> Any:
+        """What the products of a leaf read, of a basis as it is stored."""
+        basis = jax.tree.map(self._basis_at_hand, decoded(spec, self._frame, stored))
+        return spec.projector.factors(self._frame, basis)
+
+    def _basis_at_hand(self, x: jax.Array) -> jax.Array:
         """An array of a basis where a product with the leaf needs it, on an explicit mesh."""
         if not placement.on_explicit_mesh(x):
             return x

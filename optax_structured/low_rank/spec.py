@@ -9,15 +9,13 @@ import jax.numpy as jnp
 
 from optax_structured.low_rank.refresh import Refresh
 from optax_structured.low_rank.residuals import ErrorFeedback, NormScaled, Residual
-from optax_structured.low_rank.transports import Transport, natural, stores_matrix
-from optax_structured.projectors import SubspaceIteration
-from optax_structured.projectors.base import Projector, check_rank
+from optax_structured.low_rank.transports import Transport, default_transport, stores_matrix
+from optax_structured.projectors.base import Projector, check_rank, matrix_frame
 from optax_structured.projectors.frames import Frame
 from optax_structured.quantization.affine import Affine
 from optax_structured.trees import Axes, Rules, as_rules
 
 _JUDGED = 1024  # entries of the smallest leaf that is held to what it saves
-_ANY = SubspaceIteration()  # stands for any projector of one matrix: rank and view are the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,63 +106,54 @@ class LowRank:
         """
         if math.prod(shape) == 0:
             raise ValueError(f"a leaf of shape {tuple(shape)} has no entries to project")
-        if self.projector is None:
+        if not self._known:
             self.axes.check(shape)
-        else:
-            self.projector.check(shape, self.axes, self.rank)
-        numbers, adam = self._numbers(shape), 2 * math.prod(shape)
-        if numbers > adam >= 2 * _JUDGED:
+            return
+        frame, adam = self.frame(shape), 2 * math.prod(shape)
+        if frame.numbers > adam >= 2 * _JUDGED:
             raise ValueError(
-                f"rank {self.fitted(shape).rank} {self._view(shape)} takes {numbers:,} numbers of "
-                f"state, plain Adam {adam:,}; lower the rank, name the axes of its inputs and "
-                "outputs (presets.low_rank does), or leave it plain (None)"
+                f"rank {frame.rank} {_view(frame)} takes {frame.numbers:,} numbers of state, plain "
+                f"Adam {adam:,}; lower the rank, name the axes of its inputs and outputs "
+                "(presets.low_rank does), or leave it plain (None)"
             )
 
     def fitted(self, shape: Sequence[int]) -> "LowRank":
         """This record for a leaf of this shape: its rank is what is really kept."""
-        if not self._known:
-            return self
-        return dataclasses.replace(self, rank=self.frame("", shape).rank)
+        return dataclasses.replace(self, rank=self.frame(shape).rank) if self._known else self
 
     def shown(self, shape: Sequence[int]) -> str:
         """What tables print: the record, and the matrices where the leaf is not one as it is."""
         as_it_is = len(shape) == 2 and self.axes.matrix_shape(shape) == tuple(shape)
-        as_it_is = as_it_is or not self._known
-        return f"{self.fitted(shape)!r}{'' if as_it_is else f' {self._view(shape)}'}"
+        view = "" if as_it_is or not self._known else f" {_view(self.frame(shape))}"
+        return f"{self.fitted(shape)!r}{view}"
 
     @property
     def _known(self) -> bool:
         """Whether the rank is that of any projector, or of one that is given."""
         return self.projector is not None or isinstance(self.rank, int)
 
-    def _numbers(self, shape: Sequence[int]) -> int:
-        if not self._known:
-            return 0
-        return (self.projector or _ANY).numbers(self.frame("", shape))
-
-    def _view(self, shape: Sequence[int]) -> str:
-        *batch, m, n = self.frame("", shape).axes.matrix_shape(shape)
-        matrix = f"({m}, {n})"
-        return f"of {math.prod(batch)} matrices {matrix}" if batch else f"of the matrix {matrix}"
-
-    def completed(self, other: "LowRank") -> "LowRank":
-        """This record with what is None taken from another."""
-        names = ("period", "projector", "refresh", "residual", "transport", "codec")
-        missing = {n: getattr(other, n) for n in names if getattr(self, n) is None}
+    def completed(self, **parts: Any) -> "LowRank":
+        """This record with what is None taken from `parts`."""
+        missing = {name: part for name, part in parts.items() if getattr(self, name) is None}
         whole = dataclasses.replace(self, **missing)
         if whole.transport is None and whole.projector is not None:
-            whole = dataclasses.replace(whole, transport=natural(whole.projector))
+            whole = dataclasses.replace(whole, transport=default_transport(whole.projector))
         return whole
 
-    def frame(self, name: str, shape: Sequence[int]) -> Frame:
-        """The view of one leaf."""
-        projector = self.projector or _ANY
-        rank = projector.rank(shape, self.axes, self.rank)
-        return Frame(name, tuple(shape), projector.view(shape, self.axes), rank)
+    def frame(self, shape: Sequence[int]) -> Frame:
+        """The view of one leaf; of any projector of one matrix as long as none is given."""
+        view = matrix_frame if self.projector is None else self.projector.frame
+        return view(shape, self.axes, self.rank)
 
 
-def completed(low_rank: Any, other: LowRank) -> Rules:
-    """A `LowRank`, or `rules` of them, with what is None taken from another record.
+def _view(frame: Frame) -> str:
+    *batch, m, n = frame.axes.matrix_shape(frame.shape)
+    matrix = f"({m}, {n})"
+    return f"of {math.prod(batch)} matrices {matrix}" if batch else f"of the matrix {matrix}"
+
+
+def completed(low_rank: Any, **parts: Any) -> Rules:
+    """A `LowRank`, or `rules` of them, with what is None taken from `parts`.
 
     Raises:
       TypeError: a value that is neither a `LowRank` nor None.
@@ -178,7 +167,7 @@ def completed(low_rank: Any, other: LowRank) -> Rules:
                 f"expected LowRank(rank=...), rules of them, or None, got {value!r}; a bare rank "
                 "is written LowRank(128)"
             )
-        return value.completed(other)
+        return value.completed(**parts)
 
     table = as_rules(low_rank)
     if low_rank is None:

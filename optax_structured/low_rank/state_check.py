@@ -1,6 +1,5 @@
 """Whether a state was made for these leaves and these settings: one sentence where it was not."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -13,13 +12,12 @@ import optax
 from jax.tree_util import DictKey, keystr
 
 from optax_structured.low_rank import inner_state
-from optax_structured.low_rank.leaves import Projected
+from optax_structured.low_rank.leaves import Leaves, Projected
 from optax_structured.projectors.frames import Frame
 from optax_structured.states import changed_setting
 from optax_structured.trees import name_of_key
 from optax_structured.trees.tree_checks import another_tree
 
-Leaves = Mapping[str, tuple[Any, Projected | None]]
 Arrays = dict[str, tuple[tuple[int, ...], bool]]  # by place: the shape, and whether it is real
 
 
@@ -39,7 +37,7 @@ def check_leaves(
     parts = {name: x if isinstance(x := getattr(state, name), Mapping) else {} for name in held}
     for key, (leaf, p) in leaves.items():
         aval = jax.typeof(leaf)
-        likeness = aval.shape, aval.dtype, p and (p.spec, dataclasses.replace(p.frame, name=""))
+        likeness = aval.shape, aval.dtype, p and (p.spec, p.frame)
         if likeness not in alike:
             fresh = jax.eval_shape(functools.partial(begun, p=p), leaf)
             alike[likeness] = {field: _arrays(fresh.get(field, ())) for field in held}

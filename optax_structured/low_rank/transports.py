@@ -1,24 +1,18 @@
 """What happens to the inner state of a leaf when its basis changes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from optax_structured.low_rank.inner_state import Moment
 from optax_structured.meshes.placement import like, product, whole_matrices
 from optax_structured.projectors import DCT
 from optax_structured.projectors.base import Basis, OneSided, Projector, transpose
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import householder
-from optax_structured.trees.checks import check_fraction
-from optax_structured.trees.precision import at_least_float32
-
-# The fields of optax's states, by the power of the gradient that they average. Nothing is guessed:
-# a field that is in neither set cannot be rotated.
-FIRST_MOMENTS = frozenset({"mu", "trace", "ema", "acc", "acc_grads", "m", "momentum"})
-SECOND_MOMENTS = frozenset({"nu", "nu_max", "sum_of_squares", "v"})
 
 
 class Transport:
@@ -36,22 +30,22 @@ class Transport:
         """The new basis as it is kept."""
         return new
 
-    def moments(
-        self, fields: Mapping[str, jax.Array], rotation: Any, count: jax.Array
-    ) -> dict[str, jax.Array]:
-        r"""The low-rank leaves of one inner state, by field.
+    def move(
+        self, moment: Moment, value: jax.Array, rotation: Callable[[], jax.Array]
+    ) -> jax.Array:
+        r"""An array of the inner state, (\*batch, rank, length), as the new basis needs it.
 
         Args:
-          fields: (\*batch, rank, length) each.
-          rotation: :math:`C = P_{new}^\top P_{old}`, (\*batch, rank, rank), computed when called.
-          count: steps done.
+          moment: what the array is.
+          value: the array.
+          rotation: gives :math:`C = P_{new}^\top P_{old}`, (\*batch, rank, rank).
         """
-        return dict(fields)
+        raise NotImplementedError
 
     @property
     def moves_moments(self) -> bool:
         """Whether the inner state has to pass through the refit at all."""
-        return type(self).moments is not Transport.moments
+        return type(self).move is not Transport.move
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +73,10 @@ class Reset(Transport):
     def check(self, projector: Projector) -> None:
         pass
 
-    def moments(
-        self, fields: Mapping[str, jax.Array], rotation: Any, count: jax.Array
-    ) -> dict[str, jax.Array]:
-        return {field: jnp.zeros_like(value) for field, value in fields.items()}
+    def move(
+        self, moment: Moment, value: jax.Array, rotation: Callable[[], jax.Array]
+    ) -> jax.Array:
+        return jnp.zeros_like(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,78 +113,26 @@ class Rotate(Transport):
     r"""The moments are expressed in the new basis.
 
     With :math:`C = P_{new}^\top P_{old}`: first moments :math:`C M`, second moments
-    :math:`(C \circ C) V`. Which field of the inner state is which is told by its name (`mu`,
-    `trace`, ... and `nu`, ...); a field of another name is an error.
+    :math:`(C \circ C) V`. Which array of the inner state is which is known of the states of optax;
+    a state of your own says it beside its fields, `mu: oxs.states.FirstMoment`. What is neither is
+    an error.
 
     Example:
       >>> import optax_structured as oxs
       >>> spec = oxs.LowRank(rank=2, projector=oxs.SVD(), transport=oxs.Rotate())
     """
 
-    def moments(
-        self, fields: Mapping[str, jax.Array], rotation: Any, count: jax.Array
-    ) -> dict[str, jax.Array]:
-        turn = rotation()
-
-        def move(field: str, value: jax.Array) -> jax.Array:
-            c = turn if _power(field, self) == 1 else turn * turn
-            return like(product(c, value).astype(value.dtype), value)
-
-        return {field: move(field, value) for field, value in fields.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class VarianceAware(Transport):
-    r"""LDAdam's rule: what moves is the variance, not the mean square.
-
-    With the debiased moments of Adam, :math:`\hat m' = C\hat m` and
-    :math:`\hat v' = |(C \circ C)(\hat v - \hat m^2) + \hat m'^2|`.
-
-    Args:
-      b1: decay of Adam's first moment, to undo its bias.
-      b2: decay of the second.
-
-    Example:
-      >>> import optax_structured as oxs
-      >>> spec = oxs.LowRank(rank=2, transport=oxs.low_rank.VarianceAware(b1=0.9, b2=0.99))
-
-    Reference: Robert et al., `LDAdam <https://arxiv.org/abs/2410.16103>`_, 2024.
-    """
-
-    b1: float = 0.9
-    b2: float = 0.999
-
-    def __post_init__(self) -> None:
-        check_fraction("b1", self.b1)
-        check_fraction("b2", self.b2)
-
-    def moments(
-        self, fields: Mapping[str, jax.Array], rotation: Any, count: jax.Array
-    ) -> dict[str, jax.Array]:
-        if set(fields) != {"mu", "nu"}:
+    def move(
+        self, moment: Moment, value: jax.Array, rotation: Callable[[], jax.Array]
+    ) -> jax.Array:
+        c = rotation()
+        if moment.power not in (1, 2) or value.ndim < c.ndim:
             raise ValueError(
-                "VarianceAware moves the mu and nu of Adam; the inner state has "
-                f"{', '.join(sorted(fields))}: use Rotate(), Keep() or Reset()"
+                f"{self!r} does not know how {moment} of the inner state depends on the gradient, "
+                "so it cannot move it to a new basis; say so beside the field (FirstMoment or "
+                "SecondMoment of oxs.states), or use Keep(), Align() or Reset()"
             )
-        mu, nu = at_least_float32(fields["mu"]), at_least_float32(fields["nu"])
-        steps = jnp.maximum(count, 1).astype(mu.dtype)
-        first, second = 1 - self.b1**steps, 1 - self.b2**steps
-        mu, nu = variance_aware(rotation(), mu, nu, first, second)
-        return {
-            name: like(new.astype(fields[name].dtype), fields[name])
-            for name, new in (("mu", mu), ("nu", nu))
-        }
-
-
-def variance_aware(
-    rotation: jax.Array, mu: jax.Array, nu: jax.Array, first: jax.Array, second: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Adam's biased moments in a new basis; `first` and `second` are the weights they hold."""
-    c = rotation.astype(mu.dtype)
-    mean = mu / first
-    moved = product(c, mean)
-    variance = product(c * c, nu / second - mean**2)
-    return first * moved, second * jnp.abs(variance + moved**2)
+        return like(product(c if moment.power == 1 else c * c, value).astype(value.dtype), value)
 
 
 def polar(c: jax.Array, iterations: int = 24) -> jax.Array:
@@ -210,19 +152,8 @@ def polar(c: jax.Array, iterations: int = 24) -> jax.Array:
     return transpose(householder(transpose(x)))
 
 
-def _power(field: str, transport: Transport) -> int:
-    if field in FIRST_MOMENTS:
-        return 1
-    if field in SECOND_MOMENTS:
-        return 2
-    raise ValueError(
-        f"{transport!r} does not know how the field {field!r} of the inner state depends on the "
-        "gradient, so it cannot move it to a new basis; use Keep(), Align() or Reset()"
-    )
-
-
-def natural(projector: Projector) -> Transport:
-    """What suits a projector when nothing is said: see "How the defaults were chosen" in the docs.
+def default_transport(projector: Projector) -> Transport:
+    """Default transport of a projector: see "How the defaults were chosen" in the docs.
 
     Fitted bases have signs and an order of their own, and moving moments between them gained
     nothing. The columns chosen from a fixed basis have neither: moments go with their columns.
@@ -232,4 +163,4 @@ def natural(projector: Projector) -> Transport:
 
 def stores_matrix(projector: Projector) -> bool:
     """Whether a basis is one array, the matrix itself."""
-    return type(projector).factors is OneSided.factors
+    return isinstance(projector, OneSided) and projector.stored

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.low_rank import inner_state
-from optax_structured.low_rank.leaves import Projected, plan
-from optax_structured.low_rank.refit import Refits, RefreshState
+from optax_structured.low_rank.leaves import Leaves, Projected, plan
+from optax_structured.low_rank.refit import Held, RefreshState, refit
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
 from optax_structured.low_rank.shardings import Places
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.state_check import check_leaves, update_inner
+from optax_structured.low_rank.stored_basis import encoded
 from optax_structured.meshes import placement
 from optax_structured.projectors import SubspaceIteration
 from optax_structured.states.clock import ScalarOrSchedule
@@ -27,9 +28,12 @@ from optax_structured.trees.precision import (
     wide_dtype,
 )
 
-DEFAULTS = LowRank(
-    rank=1, period=200, projector=SubspaceIteration(), refresh=Periodic(), residual=Drop()
-)
+DEFAULTS: dict[str, Any] = {
+    "period": 200,
+    "projector": SubspaceIteration(),
+    "refresh": Periodic(),
+    "residual": Drop(),
+}
 
 
 class LowRankState(NamedTuple):
@@ -94,7 +98,7 @@ def low_rank_projection(
       Zhao et al., `GaLore <https://arxiv.org/abs/2403.03507>`_, ICML 2024.
     """
     check_nonnegative("scale", scale)
-    table = completed(low_rank, DEFAULTS)
+    table = completed(low_rank, **DEFAULTS)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> LowRankState:
@@ -103,11 +107,10 @@ def low_rank_projection(
         if not leaves:  # the placeholder of optax.tree.map_params, or nothing to train
             return LowRankState(count, *(jnp.zeros(()) for _ in range(4)))  # type: ignore[arg-type]
         held: dict[str, dict[str, Any]] = {field: {} for field in _HELD}
-        low = {}
         for key, (leaf, p) in leaves.items():
             for field, part in _begun(leaf, p).items():
                 held[field][key] = part
-            low[key] = at_least_float32(leaf) if p is None else _low_leaf(leaf, p)
+        low = _low_leaves(leaves)
         state = inner.init(low)
         inner_state.check(inner, low, state)
         return LowRankState(count=count, **held, inner=state)
@@ -126,8 +129,10 @@ def low_rank_projection(
         check_leaves("low_rank_projection", leaves, _begun, _HELD, state)
         if not leaves:
             return updates, state._replace(count=optax.safe_increment(count))
-        masks, refit = _masks(refresh, updates, leaves), Refits(count)
-        bases, memory, moments = dict(state.bases), dict(state.refresh), state.inner
+        bases, memory, residual = (dict(getattr(state, field)) for field in _HELD)
+        masks = _masks(refresh, updates, leaves)
+        found = inner_state.find(inner, lambda: _low_leaves(leaves), _moved(leaves))
+        moments = inner_state.read(state.inner, found)
         structure: Any = jax.tree.structure(updates)
         weights = [None] * len(leaves) if params is None else structure.flatten_up_to(params)
         steps: dict[str, Step] = {}
@@ -137,35 +142,38 @@ def low_rank_projection(
             if p is None:
                 low[key] = finite(jnp.asarray(leaf, wide))
                 continue
-            if wide_dtype(leaf) != wide:
-                leaf = leaf.astype(wide)
-            spec, frame, places = p.spec, p.frame, Places(p.frame, leaf)
-            matrix = frame.axes.to_matrix(spec.residual.absorb(state.residual[key], leaf))
-            fields = inner_state.fields(moments, key) if spec.transport.moves_moments else {}
-            held = (bases[key], memory[key], fields)
-            bases[key], memory[key], fields = refit(p, held, matrix, masks.get(key))
-            moments = inner_state.replace(moments, key, fields)
-            at_hand = jax.tree.map(places.basis_at_hand, p.decoded(bases[key]))
-            factors = spec.projector.factors(frame, at_hand)
-            steps[key] = step = Step(spec, frame, factors, matrix, a, count)
+            leaf = leaf.astype(wide) if wide_dtype(leaf) != wide else leaf
+            # The gradient to project, with what earlier steps left out: (*batch, m, n).
+            matrix = p.frame.axes.to_matrix(p.spec.residual.absorb(residual[key], leaf))
+            # The basis P, fitted to it if that is due, and what depends on the basis.
+            held = Held(bases[key], memory[key], moments.get(key, {}))
+            held = refit(p, held, found.get(key, {}), matrix, masks.get(key), count)
+            bases[key], memory[key] = held.stored, held.refresh
+            if key in found:
+                moments[key] = held.moments
+            # R = P' G.
+            places = Places(p.frame, leaf)
+            factors = places.factors(p.spec, held.stored)
+            steps[key] = step = Step(p.spec, p.frame, factors, matrix, a, count)
             low[key] = places.low_at_home(finite(step.project()).astype(wide))
-        directions, moments = update_inner(
-            "low_rank_projection", inner, leaves, low, moments, extra
-        )
-        residual, out = dict(state.residual), {}
+        # N = inner(R), of all leaves at once.
+        moved = inner_state.write(state.inner, moments)
+        directions, moved = update_inner("low_rank_projection", inner, leaves, low, moved, extra)
+        out = []
         for (key, (leaf, p)), weight in zip(leaves.items(), weights, strict=True):
             if p is None:
-                out[key] = as_update(directions[key], leaf, weight)
+                out.append(as_update(directions[key], leaf, weight))
                 continue
+            # a P N, and what the residual rule adds.
             places = Places(p.frame, leaf)
             projected, direction = (places.low_at_hand(x[key]) for x in (low, directions))
-            moved, residual[key] = p.spec.residual.combine(
+            matrix, residual[key] = p.spec.residual.combine(
                 residual[key], steps[key], projected, direction
             )
-            moved = as_update(p.frame.axes.from_matrix(moved, p.frame.shape), leaf, weight)
-            out[key] = placement.like(moved, leaf)
-        new = LowRankState(optax.safe_increment(count), bases, memory, residual, moments)
-        return structure.unflatten([out[key] for key in leaves]), new
+            update = as_update(p.frame.axes.from_matrix(matrix, p.frame.shape), leaf, weight)
+            out.append(placement.like(update, leaf))
+        new = LowRankState(optax.safe_increment(count), bases, memory, residual, moved)
+        return structure.unflatten(out), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -181,20 +189,30 @@ def _begun(leaf: Any, p: Projected | None) -> dict[str, Any]:
     places = Places(frame, leaf)
     home = places.basis if spec.codec is None else places.codes
     missing = places.basis(jnp.full(frame.batch, spec.projector.first_fits, jnp.int8))
+    basis = encoded(spec, frame, spec.projector.init(frame, dtype, p.name))
     return {
-        "bases": jax.tree.map(home, p.encoded(spec.projector.init(frame, dtype))),
+        "bases": jax.tree.map(home, basis),
         "refresh": RefreshState(missing, spec.refresh.init(frame, spec.period)),
         "residual": spec.residual.init(frame, dtype, places),
     }
 
 
-def _low_leaf(leaf: Any, p: Projected) -> jax.Array:
-    """Zeros in the place of a low-rank leaf."""
-    shape = p.spec.projector.low_shape(p.frame)
-    return Places(p.frame, leaf).low(shape, wide_dtype(leaf))
+def _low_leaves(leaves: Leaves) -> dict[str, Any]:
+    """What the inner transformation is initialised with: zeros for the projected leaves."""
+    return {
+        key: at_least_float32(leaf)
+        if p is None
+        else Places(p.frame, leaf).low(p.frame.low_shape, wide_dtype(leaf))
+        for key, (leaf, p) in leaves.items()
+    }
 
 
-def _masks(refresh: Any, updates: Any, leaves: dict[str, Any]) -> dict[str, Any]:
+def _moved(leaves: Leaves) -> list[str]:
+    """The leaves whose moments move with the basis."""
+    return [key for key, (_, p) in leaves.items() if p and p.spec.transport.moves_moments]
+
+
+def _masks(refresh: Any, updates: Any, leaves: Leaves) -> dict[str, Any]:
     """The extra argument `refresh`, by key."""
     if refresh is None:
         return {}

@@ -71,7 +71,7 @@ class DCT(OneSided):
 
     def init(self, frame: Frame, dtype: Any, name: str) -> Basis:
         del dtype, name
-        return jnp.zeros((*frame.batch, frame.rank), jnp.int32)  # type: ignore[arg-type]
+        return jnp.zeros((*frame.batch, frame.rank), jnp.int32)
 
     def refit(
         self,

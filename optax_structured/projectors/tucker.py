@@ -121,8 +121,8 @@ def _ranks(rank: Any, sizes: Sequence[int], shape: Sequence[int]) -> tuple[int, 
         check_rank(one)
     if len(ranks) != len(sizes):
         raise ValueError(
-            f"rank={rank!r} needs one int for each of the {len(sizes)} compressed axes of a leaf of "
-            f"shape {tuple(shape)}"
+            f"rank={rank!r} needs one int for each of the {len(sizes)} compressed axes of a leaf "
+            f"of shape {tuple(shape)}"
         )
     return tuple(min(r, n) for r, n in zip(ranks, sizes, strict=True))
 

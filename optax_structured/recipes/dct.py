@@ -74,12 +74,15 @@ def dct_adamw(
       position in an unordered list, and rotates them in place, which is undefined; its 8-bit error
       buffer has 16 levels. With a period T it fits at the steps 1, T, 2T, ..., as here.
     """
-    residual = ErrorFeedback() if error_feedback else Drop()
-    published = LowRank(
-        rank=1, period=1, projector=DCT(), refresh=Periodic(offset=1), residual=residual
+    table = completed(
+        low_rank,
+        period=1,
+        projector=DCT(),
+        refresh=Periodic(offset=1),
+        residual=ErrorFeedback() if error_feedback else Drop(),
     )
     return optax.chain(
-        low_rank_projection(debiased_adam(b1, b2, eps), completed(low_rank, published)),
+        low_rank_projection(debiased_adam(b1, b2, eps), table),
         decoupled(weight_decay),
         descent(learning_rate),
     )
@@ -143,13 +146,10 @@ def trion(
         raise ValueError(f"scaling must be one of {', '.join(get_args(Scaling))}, got {scaling!r}")
     table = completed(
         low_rank,
-        LowRank(
-            rank=1,
-            period=1,
-            projector=DCT(kind="matrix"),
-            refresh=Periodic(),
-            residual=ErrorFeedback(momentum=momentum),
-        ),
+        period=1,
+        projector=DCT(kind="matrix"),
+        refresh=Periodic(),
+        residual=ErrorFeedback(momentum=momentum),
     )
 
     def labels(params: Any) -> Any:

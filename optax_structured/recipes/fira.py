@@ -9,10 +9,6 @@ from optax_structured.recipes.galore import galore
 from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.trees import Rules
 
-_FIRA = LowRank(rank=1, residual=NormScaled())
-_APOLLO = LowRank(rank=1, residual=Scaling(), projector=RandomProjection())
-_APOLLO_MINI = LowRank(rank=1, residual=Scaling(per="matrix"))
-
 
 def fira(
     learning_rate: ScalarOrSchedule,
@@ -72,7 +68,7 @@ def fira(
     """
     return galore(
         learning_rate,
-        completed(low_rank, _FIRA),
+        completed(low_rank, residual=NormScaled()),
         inner=inner,
         scale=scale,
         b1=b1,
@@ -134,7 +130,7 @@ def apollo(
     """
     return galore(
         learning_rate,
-        completed(low_rank, _APOLLO),
+        completed(low_rank, residual=Scaling(), projector=RandomProjection()),
         scale=scale,
         b1=b1,
         b2=b2,
@@ -182,7 +178,7 @@ def apollo_mini(
     """
     return apollo(
         learning_rate,
-        completed(low_rank, _APOLLO_MINI),
+        completed(low_rank, residual=Scaling(per="matrix")),
         scale=scale,
         b1=b1,
         b2=b2,

@@ -7,7 +7,7 @@ import optax
 
 from optax_structured.low_rank.refresh import Lazy
 from optax_structured.low_rank.spec import LowRank, completed
-from optax_structured.low_rank.wrapper import DEFAULTS, low_rank_projection
+from optax_structured.low_rank.wrapper import low_rank_projection
 from optax_structured.quantization import Affine, Dynamic, quantized
 from optax_structured.recipes.descent import descent
 from optax_structured.recipes.end_of_chain import closed_chain
@@ -15,8 +15,6 @@ from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms import debiased_adam, decay_updated_weights
 from optax_structured.trees import Rules, as_rules, resolve
 from optax_structured.weights import keep_on_grid
-
-_Q_GALORE = LowRank(rank=1, refresh=Lazy(), codec=Affine(bits=4)).completed(DEFAULTS)
 
 
 def q_galore(
@@ -88,7 +86,7 @@ def q_galore(
       matrices where its code compares their leading vectors, with their arbitrary signs; `Lazy`
       has both, without the signs. The code keeps 4-bit codes in a byte each; here they are packed.
     """
-    table = completed(low_rank, _Q_GALORE)
+    table = completed(low_rank, refresh=Lazy(), codec=Affine(bits=4))
     adam = quantized(debiased_adam(b1, b2, eps), as_rules(moments))
 
     elements = [

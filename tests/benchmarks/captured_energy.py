@@ -30,11 +30,12 @@ PROJECTORS = {
 
 def measure(projector, frame, basis, gradient, warm):
     oriented = frame.orient(gradient)
-    basis = basis if warm else projector.init(frame, jnp.float32)
+    basis = basis if warm else projector.init(frame, jnp.float32, "")
     for again in range(1 if warm else projector.first_fits):
         fitted = jnp.full(frame.batch, warm or again > 0)
-        basis = projector.refit(frame, basis, oriented, fitted, jnp.uint32(0))
-    matrix = projector.matrix(frame, basis)
+        due, turned = jnp.ones(frame.batch, bool), frame.turn(oriented)
+        basis, _ = projector.refit(frame, basis, turned, due, fitted, jnp.uint32(0))
+    matrix = projector.factors(frame, basis).T
     singular = jnp.linalg.svd(oriented, compute_uv=False)
     best = jnp.sqrt(jnp.sum(singular[: frame.rank] ** 2))
     held = jnp.linalg.norm(matrix.T @ oriented)
@@ -56,7 +57,7 @@ def main():
             warm = step > 0 and isinstance(projector, oxs.SubspaceIteration)
             spec = oxs.LowRank(RANK, axes=oxs.Axes(rows=-1, cols=-2), projector=projector)
             found = [
-                measure(projector, spec.frame(path, g.shape), bases.get(path), g, warm)
+                measure(projector, spec.frame(g.shape), bases.get(path), g, warm)
                 for path, g in gradient.items()
                 if path in bases
             ]

@@ -68,7 +68,7 @@ def test_the_identity_at_full_rank_returns_the_gradient(shape, axes, projector):
 @every_view
 def test_sgd_is_a_projected_gradient(shape, axes):
     spec = LowRank(2, 2, axes=axes, projector=SVD())
-    frame, grads = spec.frame("", shape), gradients(shape)
+    frame, grads = spec.frame(shape), gradients(shape)
     tx = low_rank_projection(optax.scale(-0.1), spec, scale=0.5)
     seen = updates_of(tx, grads, look=lambda s: s.bases[""])
     for (got, basis), g in zip(seen, grads, strict=True):
@@ -105,10 +105,11 @@ class Flipping(SVD):
 
     seed: int = 0
 
-    def fit(self, frame, matrix, gradient, fitted, seed):
-        p = super().fit(frame, matrix, gradient, fitted, seed)
+    def refit(self, frame, basis, matrix, due, fitted, seed):
+        new, usable = super().refit(frame, basis, matrix, due, fitted, seed)
         key = jax.random.fold_in(jax.random.key(self.seed), seed)
-        return p * jax.random.rademacher(key, p.shape[-1:], p.dtype)
+        signs = jax.random.rademacher(key, new.shape[-2:-1], new.dtype)
+        return new * signs[:, None], usable
 
 
 def flipped(transport, dtype, seed):
@@ -117,9 +118,7 @@ def flipped(transport, dtype, seed):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(
-    "transport", [oxs.Rotate(), oxs.Align(), oxs.low_rank.VarianceAware(), oxs.Reset()], ids=repr
-)
+@pytest.mark.parametrize("transport", [oxs.Rotate(), oxs.Align(), oxs.Reset()], ids=repr)
 def test_moving_with_the_basis_makes_its_signs_irrelevant(transport, dtype):
     first, *others = (flipped(transport, dtype, seed) for seed in range(3))
     for other in others:

@@ -57,32 +57,11 @@ def gaps(tx, grads):
 # The rules
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_a_rule_that_is_the_same_for_all_leaves_is_asked_once(together):
-    asked = []
-
-    class Counting(oxs.low_rank.Refresh):
-        def due(self, state, count, period, share):
-            asked.append(share)
-            return count % period == 0
-
-    Counting.together = together
-    tx = projection(3, refresh=Counting())
-    grads = {name: normal(name, SHAPE) for name in "abcd"}
-    jax.eval_shape(tx.update, grads, jax.eval_shape(tx.init, grads))
-    assert asked == ([0] if together else [0, 1 / 4, 2 / 4, 3 / 4])
-
-
-def test_another_due_has_to_say_for_itself_that_it_is_the_same_for_all_leaves():
+def test_a_rule_of_ones_own_is_told_where_the_leaf_is():
     class Early(Periodic):
         def due(self, state, count, period, share):
             return super().due(state, count + int(share * period), period, share)
 
-    class Renamed(Periodic):
-        pass
-
-    assert Renamed().together
-    assert not Early().together
     names = tuple("abcd")
     assert fits(projection(4, refresh=Early()), 6, names) == ([0, 4], [0, 3], [0, 2], [0, 1, 5])
 

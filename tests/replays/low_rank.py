@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden_files import Golden, Settings
-from replays.running import held, path
+from replays.running import held
 
 import optax_structured as oxs
 from optax_structured.projectors import OneSided, TwoSided
@@ -87,12 +87,15 @@ def signs_are_fixed(golden: Golden, axes: oxs.Axes) -> bool:
     return all(map(fixed, columns)) and all(fixed(np.swapaxes(x, -1, -2)) for x in rows)
 
 
-def recorded(golden: Golden, frame: Any, gradient: jax.Array, key: str) -> jax.Array:
-    """A recorded basis of the step of an open-loop trajectory, told by its gradient."""
-    leaf = next(leaf for leaf in golden.start if path(leaf) == frame.name)
-    seen = jax.vmap(frame.orient)(jnp.asarray(golden.leaves("grads")[leaf]))
-    t = jnp.argmax(jnp.all(seen == gradient, (-2, -1)))
-    return jnp.asarray(golden.leaves(f"state/{key}")[leaf])[t]
+def recorded(golden: Golden, frame: Any, matrix: jax.Array, key: str, size: int) -> jax.Array:
+    """A recorded basis of `size` entries; leaf and step are told by the gradient."""
+    bases, seen = [], []
+    for leaf, steps in golden.leaves(f"state/{key}").items():
+        if golden.leaves("grads")[leaf].shape[1:] == frame.shape and steps[0].size == size:
+            bases.append(jnp.asarray(steps))
+            seen.append(jax.vmap(frame.axes.to_matrix)(jnp.asarray(golden.leaves("grads")[leaf])))
+    same = jnp.all(jnp.concatenate(seen) == matrix, (-2, -1))
+    return jnp.concatenate(bases)[jnp.argmax(same)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +104,9 @@ class Recorded(OneSided):
 
     golden: Golden
 
-    def fit(self, frame, matrix, gradient, fitted, key):
-        basis = recorded(self.golden, frame, gradient, "projector")
-        return basis if frame.side == "rows" else basis.T
+    def refit(self, frame, basis, matrix, due, fitted, seed):
+        new = recorded(self.golden, frame, matrix, "projector", basis.size)
+        return new.T if frame.side == "rows" else new, due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +115,12 @@ class RecordedSides(TwoSided):
 
     golden: Golden
 
-    def refit(self, frame, basis, gradient, fitted, seed):
+    def refit(self, frame, basis, matrix, due, fitted, seed):
         left, right = (
-            recorded(self.golden, frame, gradient, f"projector_{side}")
-            for side in ("left", "right")
+            recorded(self.golden, frame, matrix, f"projector_{side}", old.size)
+            for side, old in zip(("left", "right"), basis, strict=True)
         )
-        return Sides(left, right.T)
+        return Sides(left, right.T), due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +129,9 @@ class RecordedFactors(oxs.projectors.Tucker):
 
     golden: Golden | None = None
 
-    def refit(self, frame, basis, gradient, fitted, seed):
-        axes = range(len(basis))
-        return tuple(recorded(self.golden, frame, gradient, f"factor{axis}") for axis in axes)
+    def refit(self, frame, basis, matrix, due, fitted, seed):
+        factors = (
+            recorded(self.golden, frame, matrix, f"factor{axis}", old.size)
+            for axis, old in enumerate(basis)
+        )
+        return tuple(factors), due

@@ -25,13 +25,7 @@ PROJECTORS = {
     "dct": "DCT",
 }
 REFRESHES = {"periodic": "Periodic", "staggered": "Staggered", "lazy": "Lazy"}
-TRANSPORTS = {
-    "keep": "Keep",
-    "align": "Align",
-    "rotate": "Rotate",
-    "reset": "Reset",
-    "variance_aware": "VarianceAware",
-}
+TRANSPORTS = {"keep": "Keep", "align": "Align", "rotate": "Rotate", "reset": "Reset"}
 # The orthogonal parts of a `LowRank` that go by a name here.
 PARTS = {"projector": PROJECTORS, "refresh": REFRESHES, "transport": TRANSPORTS}
 
