@@ -37,7 +37,6 @@ from optax_structured.projectors import (
     Tucker,
     TwoSided,
 )
-from optax_structured.projectors.frames import Frame
 
 __all__ = [
     "DCT",
@@ -46,7 +45,6 @@ __all__ = [
     "Drop",
     "ErrorFeedback",
     "External",
-    "Frame",
     "Keep",
     "LDAdamState",
     "Lazy",

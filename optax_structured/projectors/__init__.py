@@ -2,6 +2,7 @@
 
 from optax_structured.projectors.base import OneSided, Projector
 from optax_structured.projectors.dct import DCT
+from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.random import RandomProjection
 from optax_structured.projectors.randomized import RandomizedRange
 from optax_structured.projectors.subspace import SubspaceIteration
@@ -12,6 +13,7 @@ from optax_structured.projectors.two_sided import TwoSided
 __all__ = [
     "DCT",
     "SVD",
+    "Frame",
     "OneSided",
     "Projector",
     "RandomProjection",

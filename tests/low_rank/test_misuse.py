@@ -179,7 +179,7 @@ MISUSE = [
     (
         "rotate-what-nobody-knows",
         lambda: project(inner=UNKNOWN, transport=oxs.Rotate()),
-        "does not know how .*sketch of the inner state depends on the gradient",
+        "does not know how an array of the inner state depends on the gradient",
     ),
     (
         "norm-scaled-with-gaussian-projection",
