@@ -63,6 +63,14 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(there), f"{target}#{anchor}"
 
 
+def test_the_tests_that_troubleshooting_names_exist():
+    page = (ROOT / "docs" / "troubleshoot.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(named) > 10
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), (file, test)
+
+
 def outputs(notebook):
     for cell in notebook.cells:
         yield from cell.get("outputs", [])
