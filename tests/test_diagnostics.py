@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tolerances import reordered, rounding
 
@@ -116,3 +117,57 @@ def test_plain_leaves_add_their_gradient_and_others_are_refused():
     assert dx.stationarity(w, gradient, None, 1.0) == 5
     with pytest.raises(NotImplementedError, match="GroupLasso, L1 and NuclearNorm, not of MCP"):
         dx.stationarity(w, gradient, oxs.MCP(), 1.0)
+
+
+def test_a_network_dies_above_the_smallest_dual_norm_of_a_layer():
+    """Far below `strength_max`, the largest: once a layer is gone no other has a gradient."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (64, 8))
+    target = jnp.tanh(x @ jax.random.normal(keys[1], (8, 3)))
+    params = {
+        "first": 0.3 * jax.random.normal(keys[2], (8, 16)),
+        "last": 2.0 * jax.random.normal(keys[3], (16, 3)),
+    }
+    penalty = oxs.GroupLasso(group_axis=-2)
+
+    def loss(p):
+        return jnp.mean(jnp.square(0.1 * jnp.tanh(x @ p["first"]) @ p["last"] - target))
+
+    gradient = jax.grad(loss)(params)
+    held = [float(row.strength_max) for row in dx.layer_rows(params, penalty, gradient)]
+    assert dx.strength_max(gradient, penalty) == max(held) > 2 * min(held)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    assert dx.strength_max(jax.grad(loss)(zeros), penalty) == 0  # zero stays at any
+
+    @jax.jit
+    def left(strength):
+        optimizer = oxs.prox_sgd(0.3, penalty, strength)
+
+        def step(carry, _):
+            p, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(p), state, p)
+            return (optax.apply_updates(p, updates), state), None
+
+        (trained, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=3000)
+        return sum(jnp.sum(alive) for alive in dx.supports(trained, penalty).values())
+
+    assert left(1.2 * min(held)) == 0 < left(0.1 * min(held))
+
+
+def test_strengths_of_the_newer_penalties():
+    gradient = jnp.array([[-3.0, 4.0], [0.3, -0.4]])
+    one_sided = oxs.NonNegativeGroupLasso(group_axis=0, weight=1.0)
+    ceiling = dx.strength_max(gradient, one_sided)
+    assert ceiling == 3.0  # the steepest descent within w >= 0
+    for strength, alive in ((3.01, False), (2.99, True)):
+        point = one_sided.minimise(-gradient, 1.0, strength)
+        assert bool(jnp.any(point != 0)) == alive
+    for constraint in (oxs.Box(), oxs.NonNegative(), oxs.Simplex(group_axis=0)):
+        assert dx.strength_max(gradient, constraint) == 0
+    for penalty in (oxs.L0(), oxs.TotalVariation(), oxs.DistanceToSign(), oxs.MCP()):
+        with pytest.raises(ValueError, match=r"'kernel': .* has no dual norm.*TargetSparsity"):
+            dx.strength_max({"kernel": gradient}, penalty)
+        (row,) = dx.layer_rows({"kernel": gradient}, penalty, {"kernel": gradient})
+        assert row.strength_max is None
+    path = dx.strength_path(gradient, oxs.L1(), number=4, smallest=1e-3)
+    np.testing.assert_allclose(path, [4.0, 0.4, 0.04, 0.004], rtol=1e-5)

@@ -92,16 +92,56 @@ def objective(loss: Any, w: Any, structure: Any, strength: Any) -> jax.Array:
 
 
 def strength_max(gradient: Any, structure: Any) -> jax.Array:
-    """The smallest strength that keeps all regularised leaves at zero.
+    r"""The smallest strength that keeps all regularised leaves at zero: their largest dual norm.
 
-    That is the largest dual norm over the regularised leaves of the gradient of the loss where
-    those leaves are zero. Elsewhere it tells the order of magnitude only.
+    That is so for the gradient of the loss where those leaves are zero, in a model that is linear
+    in them. In a network of several layers it is not a threshold: where all layers are zero the
+    gradient is zero too, so that zero stays at any strength, and at other weights a layer shrinks
+    while its own dual norm (`layer_rows`) is below the strength,
+
+    .. math:: \tfrac{d}{dt} \tfrac12 \|w\|^2 = -\langle w, G\rangle - \lambda\psi(w)
+        \le (\|G\|_* - \lambda)\,\psi(w),
+
+    and takes all others with it once it is gone. So training dies near the **smallest** dual norm
+    of a layer, which is several times below this number, and lower still as gradients shrink. Use
+    this as the upper end of `strength_path`, or let `oxs.TargetSparsity` find the strength.
+
+    Args:
+      gradient: of the loss.
+      structure: as everywhere here; leaves with a mere constraint do not count.
+
+    Raises:
+      ValueError: a penalty without a dual norm, since what it sets to zero depends on the metric
+        too (or, of `TotalVariation`, since constants cost nothing).
 
     >>> print(strength_max(jnp.array([0.5, -2.0]), L1()))
     2.0
     """
-    norms = [spec.dual_norm(leaf) for leaf, spec in _regularised(gradient, structure)]
+    norms = []
+    named = zip(named_leaves(gradient), resolve(structure, gradient), strict=True)
+    for (path, leaf), spec in named:
+        if spec is not None and spec.penalizes:
+            norms.append(_dual_norm(spec, leaf))
+            if norms[-1] is None:
+                raise ValueError(
+                    f"{path!r}: {spec} has no dual norm, so that no strength is known to be its "
+                    "largest; let oxs.TargetSparsity find one, or try strengths by factors of 10"
+                )
     return jnp.max(jnp.stack(norms)) if norms else jnp.zeros(())
+
+
+def strength_path(
+    gradient: Any, structure: Any, number: int = 10, smallest: float = 1e-3
+) -> jax.Array:
+    """Strengths to try: in equal ratios from `strength_max` down to that share of it, `(number,)`.
+
+    Each is a run of its own. A path that is warm started, each run from the weights of the one
+    before, goes from the weak end on, `strength_path(...)[::-1]`: in a network what is zero stays.
+
+    >>> print(strength_path(jnp.array([0.5, -2.0]), L1(), number=3, smallest=0.01).round(3))
+    [2.   0.2  0.02]
+    """
+    return strength_max(gradient, structure) * jnp.geomspace(1.0, smallest, number)
 
 
 def stationarity(w: Any, gradient: Any, structure: Any, strength: Any) -> jax.Array:
@@ -136,9 +176,9 @@ def layer_rows(w: Any, structure: Any, gradient: Any = None) -> list[LayerRow]:
     Args:
       w: parameters, or the prox point.
       structure: as everywhere here.
-      gradient: of the loss; with it, rows of regularised leaves get `strength_max`, the dual norm
-        of the gradient. At a stationary point it is at most the strength where a leaf is zero,
-        and equal to it where something is left.
+      gradient: of the loss; with it, rows of leaves whose penalty has one get `strength_max`, the
+        dual norm of the gradient. At a stationary point it is at most the strength where a leaf is
+        zero, and equal to it where something is left.
     """
     named = named_leaves(w)
     slopes = [None] * len(named) if gradient is None else jax.tree.leaves(gradient)
@@ -146,10 +186,18 @@ def layer_rows(w: Any, structure: Any, gradient: Any = None) -> list[LayerRow]:
     for (path, leaf), spec, slope in zip(named, resolve(structure, w), slopes, strict=True):
         support = leaf != 0.0 if spec is None else spec.support(leaf)
         size = 1 if spec is None else spec.group_size(leaf.shape)
-        held = None if spec is None or slope is None else spec.dual_norm(slope)
+        held = None if spec is None or slope is None else _dual_norm(spec, slope)
         alive = jnp.count_nonzero(support)
         rows.append(LayerRow(path, leaf.shape, spec, support.size, size, alive, held))
     return rows
+
+
+def _dual_norm(spec: Regularizer, gradient: jax.Array) -> jax.Array | None:
+    """Of the direction of descent, which is what a one-sided penalty is asked about."""
+    try:
+        return spec.dual_norm(-gradient)
+    except NotImplementedError:
+        return None
 
 
 def _regularised(w: Any, structure: Any) -> list[tuple[jax.Array, Regularizer]]:

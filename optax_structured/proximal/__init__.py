@@ -18,6 +18,7 @@ from optax_structured.proximal.prox_step import ProxStepState, prox_step
 from optax_structured.proximal.restart import RestartState, Stages, restart_at
 from optax_structured.proximal.solvers import Exact, ProximalGradient, Solver, WeightedALS
 from optax_structured.proximal.subproblem import Subproblem
+from optax_structured.proximal.target import TargetSparsity
 
 __all__ = [
     "AdamPreconditionerState",
@@ -33,6 +34,7 @@ __all__ = [
     "Solver",
     "Stages",
     "Subproblem",
+    "TargetSparsity",
     "WeightedALS",
     "adam_preconditioner",
     "adaptive_preconditioner",

@@ -9,11 +9,13 @@ import optax
 from optax_structured.proximal.solve_leaves import Task, solve_in_turn
 from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.proximal.subproblem import Subproblem, itself
+from optax_structured.proximal.target import TargetSparsity, share_of_zeros
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.trees import Rules, as_rules, resolve
 from optax_structured.trees.checks import check_nonnegative, check_params, is_more_than_zero
 from optax_structured.trees.precision import (
+    as_stored,
     at_least_float32,
     common_dtype,
     scalar_dtype,
@@ -28,11 +30,12 @@ class ProxStepState(NamedTuple):
 
     clock: Clock  # steps since init, for schedules; kept by a restart
     strength: jax.Array  # () float32 or wider: that of the last step, for `prox_point`
+    zeros: jax.Array  # () float32 or wider: their share in its point, only for `TargetSparsity`
 
 
 def prox_step(
     regularizer: Regularizer | Rules | None = None,
-    strength: ScalarOrSchedule | None = None,
+    strength: ScalarOrSchedule | TargetSparsity | None = None,
     *,
     weight: ScalarOrSchedule | None = None,
     solver: Solver = Exact(),  # noqa: B008  (frozen)
@@ -56,8 +59,8 @@ def prox_step(
       regularizer: :math:`\psi`, one `Regularizer` for all leaves that can take it, or `rules` of
         them; None changes nothing. Leaves without one get :math:`W_0 - V/P`, or :math:`W + u`.
       strength: :math:`\lambda`, in units of the loss per unit of :math:`\psi`: a number or
-        schedule. It does not depend on the learning rate. 0 switches penalties off, not
-        constraints. Place it between 0 and `strength_max`; sweep by factors of 2.
+        schedule, or a `TargetSparsity` that finds it. It does not depend on the learning rate. 0
+        switches penalties off, not constraints. Sweep it along `diagnostics.strength_path`.
       weight: :math:`\gamma`, the learning rate of the optimizer before, a number or schedule. Only
         after plain updates, where it is required: a prox cannot read it off the updates.
       solver: how subproblems in a diagonal metric are solved: `Exact`, `ProximalGradient` or
@@ -91,13 +94,15 @@ def prox_step(
             "prox_step got a regularizer but no strength: give strength=..., a number or schedule "
             "(for a constraint such as Box, which has none, any positive number)"
         )
-    if strength is not None:
+    target = strength if isinstance(strength, TargetSparsity) else None
+    if strength is not None and target is None:
         check_nonnegative("strength", strength)
-        if not any(as_rules(regularizer).values) and is_more_than_zero(strength):
-            raise ValueError(
-                f"prox_step got strength={strength!r} but no regularizer that it could be the "
-                "strength of: give one such as L1(), or leave strength out"
-            )
+    used = strength is not None and (target is not None or is_more_than_zero(strength))
+    if used and not any(as_rules(regularizer).values):
+        raise ValueError(
+            f"prox_step got strength={strength!r} but no regularizer that it could be the "
+            "strength of: give one such as L1(), or leave strength out"
+        )
     if weight is not None:
         check_nonnegative("weight", weight)
     switched_off = isinstance(strength, int | float) and strength == 0
@@ -116,14 +121,23 @@ def prox_step(
             )
         return [spec if spec and (spec.constraint or not switched_off) else None for spec in found]
 
-    def strength_now(clock: Clock, dtype: Any) -> jax.Array:
-        return jnp.asarray(0.0 if strength is None else now(strength, clock), dtype)
+    def strength_now(state: ProxStepState, dtype: Any) -> jax.Array:
+        if target is not None:
+            return target.next(state.strength.astype(dtype), state.zeros, state.clock.count)
+        return jnp.asarray(0.0 if strength is None else now(strength, state.clock), dtype)
 
     def init(params: Any) -> ProxStepState:
         check_real("prox_step", params)
-        specs(params)  # a rule that matches nothing fails here, not at the first step
-        clock = new_clock()
-        return ProxStepState(clock, strength_now(clock, scalar_dtype(params)))
+        found = specs(params)  # a rule that matches nothing fails here, not at the first step
+        if target is not None and not any(spec and spec.penalizes for spec in found):
+            raise ValueError(
+                "prox_step got a TargetSparsity, but no leaf has a penalty whose zeros depend on a "
+                "strength: give one such as L1(), or any number for constraints"
+            )
+        start, zeros = (target.start, target.share) if target else (0.0, 0.0)
+        dtype = scalar_dtype(params)
+        state = ProxStepState(new_clock(), jnp.asarray(start, dtype), jnp.asarray(zeros, dtype))
+        return state._replace(strength=strength_now(state, dtype))
 
     def update(
         updates: Any, state: ProxStepState, params: Any = None, **_: Any
@@ -132,7 +146,7 @@ def prox_step(
         check_same_tree("prox_step", updates, params, whose="the parameters")
         dtype = at_least_float32(state.strength).dtype
         gamma = None if weight is None else jnp.asarray(now(weight, state.clock), dtype)
-        scale = strength_now(state.clock, dtype)
+        scale = strength_now(state, dtype)
 
         def pose(u: Any, p: jax.Array, spec: Regularizer | None) -> Task | None:
             sub = u if isinstance(u, Subproblem) else None
@@ -145,7 +159,9 @@ def prox_step(
         leaves = [_array(u) for u in jax.tree.leaves(updates)]
         current = [jnp.asarray(p) for p in jax.tree.leaves(params)]
         tasks = [pose(*row) for row in zip(leaves, current, specs(params), strict=True)]
-        points = iter(solve_in_turn(solver, [task for task in tasks if task], scale))
+        posed = [task for task in tasks if task]
+        found = solve_in_turn(solver, posed, scale)
+        points = iter(found)
 
         def move(u: Any, p: jax.Array, task: Task | None) -> jax.Array:
             if task is None:
@@ -154,7 +170,11 @@ def prox_step(
             return (w - p.astype(w.dtype)).astype(common_dtype(u.dtype, p.dtype))
 
         updates = structure.unflatten(map(move, leaves, current, tasks))
-        return updates, ProxStepState(tick(state.clock), scale.astype(state.strength.dtype))
+        zeros = state.zeros
+        if target is not None:
+            zeros = share_of_zeros(zip(found, (task.regularizer for task in posed), strict=True))
+        last = as_stored((scale, zeros), (state.strength, state.zeros))
+        return updates, ProxStepState(tick(state.clock), *last)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

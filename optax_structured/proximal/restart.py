@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_structured.proximal.prox_step import ProxStepState
 from optax_structured.states.clock import Clock, ScalarOrSchedule
 from optax_structured.transforms import SkipNonfiniteState
 from optax_structured.trees.checks import check_fraction, check_params
 
+_KEPT = (Clock, ProxStepState)  # whose strength may have been sought for
 # What these states hold beside their inner state is kept.
 _COUNTED = (
     SkipNonfiniteState,
@@ -25,7 +27,7 @@ class RestartState(NamedTuple):
     """State of `restart_at`."""
 
     steps: jax.Array  # () int32: steps since init
-    inner_state: Any  # fresh at each milestone, but for clocks, skipped steps, hyperparameters
+    inner_state: Any  # fresh at each milestone, but for clocks, strengths, skips, hyperparameters
 
 
 def restart_at(
@@ -85,16 +87,16 @@ def restart_at(
 
 
 def _keep_clocks(old: Any, fresh: Any) -> Any:
-    """`fresh` with the clocks, counts of skipped steps and injected hyperparameters of `old`."""
+    """`fresh` with the clocks, strengths, skipped steps and injected hyperparameters of `old`."""
 
     def keep(old: Any, fresh: Any) -> Any:
-        if isinstance(old, Clock):
+        if isinstance(old, _KEPT):
             return old
         if isinstance(old, _COUNTED):
             return old._replace(inner_state=_keep_clocks(old.inner_state, fresh.inner_state))
         return fresh
 
-    return jax.tree.map(keep, old, fresh, is_leaf=lambda x: isinstance(x, (Clock, *_COUNTED)))
+    return jax.tree.map(keep, old, fresh, is_leaf=lambda x: isinstance(x, (*_KEPT, *_COUNTED)))
 
 
 @dataclasses.dataclass(frozen=True)

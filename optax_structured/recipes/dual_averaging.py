@@ -7,6 +7,7 @@ from optax_structured.proximal.preconditioners import adaptive_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.restart import Stages, restart_at
 from optax_structured.proximal.solvers import Exact, Solver
+from optax_structured.proximal.target import TargetSparsity
 from optax_structured.recipes.averaging import averaged
 from optax_structured.recipes.end_of_chain import closed_chain
 from optax_structured.regularizers.base import Regularizer
@@ -20,7 +21,7 @@ _EXACT = Exact()
 def ramda(
     learning_rate: ScalarOrSchedule,
     regularizer: Regularizer | Rules | None = None,
-    strength: ScalarOrSchedule | None = None,
+    strength: ScalarOrSchedule | TargetSparsity | None = None,
     *,
     momentum: ScalarOrSchedule = 0.9,
     eps: ScalarOrSchedule = 1e-6,
@@ -52,9 +53,9 @@ def ramda(
       learning_rate: :math:`\eta`, a number or schedule, 1e-3 to 5e-2 (1e-2 for vision). Constant
         within a stage.
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
-      strength: :math:`\lambda`, a number or schedule, in units of the loss per unit of
-        :math:`\psi`, whatever the learning rate. Published runs with group lasso: 1e-7 to 1e-3
-        (its weight sqrt(group size) is part of :math:`\psi`).
+      strength: :math:`\lambda`, a number, schedule or `TargetSparsity`, in units of the loss per
+        unit of :math:`\psi`, whatever the learning rate. Published runs with group lasso: 1e-7 to
+        1e-3 (its weight sqrt(group size) is part of :math:`\psi`).
       momentum: share of the previous iterate that is kept, in [0, 1), a number or schedule. The
         published c is 1 - momentum: 0.9 to 0.99.
       eps: added outside the root, above 0, a number or schedule, 1e-8 to 1e-4.
@@ -107,7 +108,7 @@ def ramda(
 def rmda(
     learning_rate: ScalarOrSchedule,
     regularizer: Regularizer | Rules | None = None,
-    strength: ScalarOrSchedule | None = None,
+    strength: ScalarOrSchedule | TargetSparsity | None = None,
     *,
     momentum: ScalarOrSchedule = 0.9,
     stages: Stages | None = None,
@@ -127,7 +128,8 @@ def rmda(
       learning_rate: :math:`\eta`, a number or schedule: 0.1 for small vision, 1 to 25 for large
         tasks. Constant within a stage.
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
-      strength: :math:`\lambda`, a number or schedule; published 1e-5 to 2e-4 for CNNs.
+      strength: :math:`\lambda`, a number, schedule or `TargetSparsity`; published 1e-5 to
+        2e-4 for CNNs.
       momentum: share of the previous iterate that is kept, in [0, 1), a number or schedule. The
         published c is 1 - momentum: 0.9 to 0.99.
       stages: of the run: restarts, lower rates, and momentum down to 0 in the last of them.

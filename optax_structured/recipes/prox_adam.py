@@ -9,6 +9,7 @@ from optax_structured.proximal.averaging import moving_average
 from optax_structured.proximal.preconditioners import adam_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver
+from optax_structured.proximal.target import TargetSparsity
 from optax_structured.recipes.end_of_chain import closed_chain
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.states.clock import Clock, ScalarOrSchedule, now
@@ -21,7 +22,7 @@ _EXACT = Exact()
 def prox_adam(
     learning_rate: ScalarOrSchedule,
     regularizer: Regularizer | Rules | None = None,
-    strength: ScalarOrSchedule | None = None,
+    strength: ScalarOrSchedule | TargetSparsity | None = None,
     *,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
@@ -42,7 +43,7 @@ def prox_adam(
     Args:
       learning_rate: :math:`\eta`, a number or schedule; 1e-3.
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
-      strength: :math:`\lambda`, a number or schedule; published 1e-7 to 1e-3.
+      strength: :math:`\lambda`, a number, schedule or `TargetSparsity`; published 1e-7 to 1e-3.
       b1: decay of the mean, in [0, 1), a number or schedule.
       b2: decay of the mean square, in [0, 1), a number or schedule.
       eps: added to its root, above 0, a number or schedule. Entries that never received a gradient
@@ -81,7 +82,7 @@ def prox_adam(
 def prox_ssi(
     learning_rate: ScalarOrSchedule,
     regularizer: Regularizer | Rules | None = None,
-    strength: ScalarOrSchedule | None = None,
+    strength: ScalarOrSchedule | TargetSparsity | None = None,
     *,
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
@@ -102,7 +103,7 @@ def prox_ssi(
     Args:
       learning_rate: :math:`\eta`, a number or schedule; 1e-3.
       regularizer: :math:`\psi`, `GroupLasso` or `GroupMCP` in the paper; None for none.
-      strength: :math:`\lambda`, a number or schedule; published 1e-7 to 1e-3.
+      strength: :math:`\lambda`, a number, schedule or `TargetSparsity`; published 1e-7 to 1e-3.
       b1: decay of the mean, in [0, 1), a number or schedule.
       b2: decay of the mean square, in [0, 1), a number or schedule.
       eps: added to its uncorrected root, above 0, a number or schedule.

@@ -7,6 +7,7 @@ from optax_structured.proximal.averaging import moving_average
 from optax_structured.proximal.preconditioners import adam_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.proximal.solvers import Exact, Solver
+from optax_structured.proximal.target import TargetSparsity
 from optax_structured.recipes.averaging import complement, recorded, scale
 from optax_structured.recipes.end_of_chain import closed_chain
 from optax_structured.regularizers.base import Regularizer
@@ -20,7 +21,7 @@ _EXACT = Exact()
 def prox_sgd(
     learning_rate: ScalarOrSchedule,
     regularizer: Regularizer | Rules | None = None,
-    strength: ScalarOrSchedule | None = None,
+    strength: ScalarOrSchedule | TargetSparsity | None = None,
     *,
     momentum: ScalarOrSchedule = 0.9,
 ) -> optax.GradientTransformationExtraArgs:
@@ -33,7 +34,8 @@ def prox_sgd(
     Args:
       learning_rate: :math:`\eta`, a number or schedule; 0.1 for vision.
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
-      strength: :math:`\lambda`, a number or schedule; the threshold is :math:`\eta\lambda`.
+      strength: :math:`\lambda`, a number, schedule or `TargetSparsity`; the threshold is
+        :math:`\eta\lambda`.
       momentum: :math:`\mu` in [0, 1), a number or schedule; the average is not debiased.
 
     Returns:
@@ -69,7 +71,7 @@ def prox_sgd(
 def prox_sgd_relaxed(
     learning_rate: ScalarOrSchedule | None = None,
     regularizer: Regularizer | Rules | None = None,
-    strength: ScalarOrSchedule | None = None,
+    strength: ScalarOrSchedule | TargetSparsity | None = None,
     *,
     momentum: ScalarOrSchedule | None = None,
     b2: ScalarOrSchedule = 0.999,
@@ -92,7 +94,7 @@ def prox_sgd_relaxed(
       learning_rate: :math:`\varepsilon_t` in (0, 1], a number or schedule; None is the published
         :math:`0.06 / \sqrt{t + 4}` with t from 1.
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
-      strength: :math:`\lambda`, a number or schedule; published 1e-4 for l1.
+      strength: :math:`\lambda`, a number, schedule or `TargetSparsity`; published 1e-4 for l1.
       momentum: :math:`1 - \rho_t`, a number or schedule; None is the published
         :math:`1 - 0.9 / \sqrt{t + 4}`.
       b2: decay of the mean square, in [0, 1), a number or schedule.

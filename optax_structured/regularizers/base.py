@@ -36,13 +36,18 @@ class Regularizer(abc.ABC):
     which is also the precision of the result.
     """
 
-    constraint: ClassVar[bool] = False  # only 0 or infinite: a strength of 0 does not lift it
+    constraint: ClassVar[bool] = False  # infinite somewhere: a strength of 0 does not lift it
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         concrete = not getattr(cls.value, "__isabstractmethod__", False)
         if concrete and (cls.prox, cls.minimise) == (Regularizer.prox, Regularizer.minimise):
             raise TypeError(f"{cls.__name__} must define prox or minimise: each calls the other")
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether the prox depends on the strength, as that of a mere constraint does not."""
+        return not self.constraint
 
     @abc.abstractmethod
     def value(self, w: ArrayLike) -> jax.Array:

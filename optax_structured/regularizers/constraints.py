@@ -51,6 +51,10 @@ class Box(Regularizer):
                 f"Box takes L1(...) or ElasticNet(...) as penalty, got {self.penalty!r}"
             )
 
+    @property
+    def penalizes(self) -> bool:
+        return self.penalty is not None
+
     def value(self, w: ArrayLike) -> jax.Array:
         w = at_least_float32(w)
         inside = jnp.all((self.low <= w) & (w <= self.high))

@@ -226,6 +226,7 @@ class NonNegativeGroupLasso(Grouped):
     """
 
     constraint: ClassVar[bool] = True
+    penalizes: ClassVar[bool] = True  # type: ignore[misc]
 
     def value(self, w: ArrayLike) -> jax.Array:
         w = at_least_float32(w)
@@ -243,3 +244,9 @@ class NonNegativeGroupLasso(Grouped):
     def screen(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
         b = at_least_float32(b)
         return jnp.expand_dims(self.is_zero(b, strength), self.coupled_axes(b.ndim))
+
+    def dual_norm(self, y: ArrayLike) -> jax.Array:
+        """The largest product with a w of value 1: of the positive parts alone."""
+        return jnp.max(self.norms(jnp.maximum(y, 0.0)), initial=0.0) / self.group_weight(
+            jnp.shape(y)
+        )

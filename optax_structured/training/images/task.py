@@ -36,7 +36,6 @@ class Summary(NamedTuple):
     point_rows: list[diagnostics.LayerRow]
     objective: jax.Array  # ()
     stationarity: jax.Array  # (): distance of the parameters to it
-    strength_max: jax.Array  # (): largest dual norm of the gradient of a leaf
 
 
 class Images(Task):
@@ -140,10 +139,13 @@ class Images(Task):
 
     def announce(self, console: Console) -> None:
         if strength := self.config.strength:
-            scale = float(self.summary(self.init()).strength_max)
+            rows = [r for r in self.summary(self.init()).rows if r.strength_max is not None]
+            row = min(rows, key=lambda row: float(row.strength_max))
+            scale = float(row.strength_max)
             console.print(
-                f"the strength is {strength / scale:.2%} of {scale:.3g}, the largest dual norm "
-                "of the gradient at the initial weights"
+                f"the strength is {strength / scale:.2%} of {scale:.3g}, the dual norm of the "
+                f"gradient of {row.path}, the smallest at the initial weights: near it a layer "
+                "vanishes, and the network with it"
             )
 
     def report(
@@ -206,7 +208,6 @@ class Images(Task):
             diagnostics.layer_rows(point, structure),
             diagnostics.objective(loss, params, structure, strength),
             diagnostics.stationarity(params, gradient, structure, strength),
-            diagnostics.strength_max(gradient, structure),
         )
 
     @functools.cached_property
