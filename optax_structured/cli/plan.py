@@ -12,6 +12,7 @@ from optax_structured.cli.common import option, sentences
 from optax_structured.memory import LLAMA_MODELS
 from optax_structured.training.report import show
 from optax_structured.training.state_bits import HELP
+from optax_structured.trees import Rules
 
 _MODELS = ", ".join(f"llama-{size}" for size in LLAMA_MODELS)
 
@@ -50,7 +51,7 @@ def plan(
             name, params = str(model), planning.named_model(str(model), kind, stacked=stacked)
         devices = planning.parse_mesh(mesh)
 
-        def structure(rank: int) -> oxs.Rules:
+        def structure(rank: int) -> Rules:
             return planning.low_rank_rules(oxs.LowRank(rank=rank), params, plain)
 
         if budget is not None:
