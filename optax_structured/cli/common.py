@@ -16,9 +16,9 @@ Number = TypeVar("Number", int, float)
 
 
 @contextlib.contextmanager
-def sentences() -> Iterator[Console]:
+def sentences(quiet: bool = False) -> Iterator[Console]:
     """Says what the user can mend in one sentence; anything else keeps its traceback."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=quiet)
     try:
         yield console
     except (ValueError, OSError, FloatingPointError) as error:

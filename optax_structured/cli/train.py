@@ -3,6 +3,7 @@
 import pathlib
 from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 
 from optax_structured.cli import common, options
@@ -27,10 +28,14 @@ def train(
         int | None,
         option("Leave after this many epochs (images) or steps (lm) in all, to be resumed."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be trained, with its table of rules.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     **given: Any,
 ) -> None:
     """Train a network on real images or text with one recipe, and write a run folder."""
-    with common.sentences() as console:
+    with common.sentences(quiet) as console:
         common.check_one_folder(resume, out)
         if resume:
             task = options.stored_task(resume, task)
@@ -38,6 +43,10 @@ def train(
         if recipe:
             chosen["recipe"] = recipe
         one = run.stored(kind, resume, chosen) if resume else run.new(kind, chosen)
+        if dry_run:
+            run.announce(one, console)
+            console.print(escape(run.table_of_rules(one)), soft_wrap=True)
+            return
         folder = resume or out or pathlib.Path("runs") / run.default_name(one)
         if not resume:
             check_empty(folder)

@@ -12,6 +12,7 @@ from optax_structured.training import loop, plots, report
 from optax_structured.training.config import check_same, given_only
 from optax_structured.training.folder import load_config
 from optax_structured.training.task import Task
+from optax_structured.trees import rules
 
 
 def new(kind: type[Task], given: Mapping[str, Any]) -> Task:
@@ -53,6 +54,12 @@ def announce(task: Task, console: Console) -> None:
     listed = (f"learning rate {chosen.learning_rate:g}", chosen.settings())
     console.print(escape(", ".join(filter(None, listed))))
     task.announce(console)
+
+
+def table_of_rules(task: Task) -> str:
+    """Which leaf gets what; without rules, what the parameters are."""
+    params = task.abstract_state().params
+    return (task.structure or rules(default=None)).table(params)
 
 
 def run(

@@ -194,3 +194,15 @@ def test_help_names_the_choices_by_task():
 
 def test_the_version_is_said():
     assert invoke("--version") == (0, f"optax-structured {oxs.__version__} ")
+
+
+def test_a_dry_run_shows_the_rules_and_writes_nothing(tmp_path):
+    code, said = invoke("train", *IMAGES, "--dry-run", "--out", tmp_path / "run")
+    assert code == 0 and "Dense_0/kernel" in said and "GroupLasso(group_axis=-2" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_quiet_prints_errors_only(tmp_path):
+    assert invoke("train", *IMAGES, "--dry-run", "--quiet") == (0, "")
+    code, said = invoke("train", "--quiet", "--recipe", "rmad")
+    assert code == 2 and "did you mean 'rmda'" in said
