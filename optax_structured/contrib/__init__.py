@@ -4,6 +4,13 @@
 one room. They are built on the same habits as the library, and nothing in the library needs them.
 """
 
-from optax_structured.contrib import bilevel, learning_curves, losses, scores
+from optax_structured.contrib import (
+    bilevel,
+    communication,
+    layers,
+    learning_curves,
+    losses,
+    scores,
+)
 
-__all__ = ["bilevel", "learning_curves", "losses", "scores"]
+__all__ = ["bilevel", "communication", "layers", "learning_curves", "losses", "scores"]
