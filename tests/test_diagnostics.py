@@ -160,7 +160,7 @@ def test_strengths_of_the_newer_penalties():
     ceiling = dx.strength_max(gradient, one_sided)
     assert ceiling == 3.0  # the steepest descent within w >= 0
     for strength, alive in ((3.01, False), (2.99, True)):
-        point = one_sided.minimise(-gradient, 1.0, strength)
+        point = one_sided.prox(-gradient, 1.0, strength)
         assert bool(jnp.any(point != 0)) == alive
     for constraint in (oxs.Box(), oxs.NonNegative(), oxs.Simplex(group_axis=0)):
         assert dx.strength_max(gradient, constraint) == 0

@@ -29,10 +29,6 @@ TOP = len(FLOORS) - 1
 # Rooms, and modules of other rooms, that never import optax.
 NUMERICS = {"trees", "xla", "meshes", "regularizers", "projectors", "curvature"}
 
-# Beside numerics that they use, elements: they do.
-ELEMENTS = {"mfac", "dual_gauss_newton", "smoothness", "modules"}
-ELEMENTS = {f"curvature/{name}.py" for name in ELEMENTS}
-
 ARRAYS = {"jax", "numpy"}
 CORE = ARRAYS | {"optax", "chex"}
 EXTRAS = CORE | {"flax", "matplotlib", "orbax", "rich", "sklearn", "typer"}
@@ -81,8 +77,7 @@ def test_wings_are_found_by_the_longest_name():
 def test_imports(path):
     here = wing_of(path)
     level = LEVEL.get(here, TOP)
-    numerics = here in NUMERICS and str(path.relative_to(ROOT)) not in ELEMENTS
-    allowed = EXTRAS if level == TOP and here else ARRAYS if numerics else CORE
+    allowed = EXTRAS if level == TOP and here else ARRAYS if here in NUMERICS else CORE
     for name, at_top in imports(path):
         first, *parts = name.split(".")
         if first == "optax_structured":
@@ -105,6 +100,88 @@ def test_imports(path):
         assert "_src" not in parts, f"{path}: {name} is private"
         if here in ("cli", "__main__") and first in EXTRAS - CORE - {"typer", "rich"}:
             assert not at_top, f"{path}: import {name} where it is used"
+
+
+def classes_by_wing():
+    """`{name of a class: wings that define one}`."""
+    found = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, set()).add(wing_of(path))
+    return found
+
+
+CLASSES = classes_by_wing()
+
+
+def strings(tree):
+    """All strings that are code: neither docstrings nor entries of `__all__`."""
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            prose.update(map(id, ast.walk(node.value)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value
+
+
+def named_above(path, text):
+    """The classes of floors above that of a file which the strings of `text` name."""
+    here = wing_of(path)
+    level = LEVEL.get(here, TOP)
+    for string in strings(ast.parse(text)):
+        for name in string.rsplit(".", 1)[-1:]:
+            wings = CLASSES.get(name, ())
+            if wings and all(LEVEL.get(w, TOP) >= level and w != here for w in wings):
+                yield string
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_strings_name_no_class_of_a_floor_above(path):
+    if wing_of(path) is None or LEVEL[wing_of(path)] == TOP:
+        return
+    assert not [*named_above(path, path.read_text())]
+
+
+def test_a_class_in_a_string_is_seen():
+    text = "OWNERS = {'low_rank.LowRankState': 1, 'ScaleByAdamState': 2}"
+    assert [*named_above(ROOT / "states" / "x.py", text)] == ["low_rank.LowRankState"]
+
+
+def closure(module):
+    """All modules that a module imports, however deep; a package's `__init__` counts as itself."""
+    known, todo = set(), [module]
+    while todo:
+        name = todo.pop()
+        if name in known:
+            continue
+        known.add(name)
+        file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        file = file if file.exists() else ROOT.joinpath(*name.split("."), "__init__.py")
+        for imported, _ in imports(file):
+            first, *parts = imported.split(".")
+            if first == "optax_structured":
+                paths = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+                todo.append(next(p for p in paths if is_module(p)))
+    return known
+
+
+def is_module(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+@pytest.mark.parametrize(
+    "recipe, others",
+    [
+        ("recipes.galore", {"proximal", "regularizers"}),
+        ("recipes.dual_averaging", {"low_rank", "projectors"}),
+        ("recipes.prox_adam", {"low_rank", "projectors"}),
+    ],
+)
+def test_one_family_does_not_import_the_other(recipe, others):
+    assert {name for name in closure(recipe) if name.split(".")[0] in others} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.regularizers import L1, GroupLasso, NuclearNorm, Regularizer
+from optax_structured.regularizers.base import Norm, piece_size
 from optax_structured.trees import named_leaves, resolve
 
 
@@ -68,7 +69,7 @@ def weighted_sparsity(w: Any, structure: Any) -> jax.Array:
     """
     dead, total = [], []
     for leaf, spec in _grouped(w, structure):
-        support, size = spec.support(leaf), spec.group_size(leaf.shape)
+        support, size = spec.support(leaf), piece_size(spec, leaf.shape)
         dead.append(jnp.sum(~support).astype(float) * size)
         total.append(support.size * size)
     return _share(dead, total)
@@ -185,7 +186,7 @@ def layer_rows(w: Any, structure: Any, gradient: Any = None) -> list[LayerRow]:
     rows = []
     for (path, leaf), spec, slope in zip(named, resolve(structure, w), slopes, strict=True):
         support = leaf != 0.0 if spec is None else spec.support(leaf)
-        size = 1 if spec is None else spec.group_size(leaf.shape)
+        size = 1 if spec is None else piece_size(spec, leaf.shape)
         held = None if spec is None or slope is None else _dual_norm(spec, slope)
         alive = jnp.count_nonzero(support)
         rows.append(LayerRow(path, leaf.shape, spec, support.size, size, alive, held))
@@ -194,10 +195,7 @@ def layer_rows(w: Any, structure: Any, gradient: Any = None) -> list[LayerRow]:
 
 def _dual_norm(spec: Regularizer, gradient: jax.Array) -> jax.Array | None:
     """Of the direction of descent, which is what a one-sided penalty is asked about."""
-    try:
-        return spec.dual_norm(-gradient)
-    except NotImplementedError:
-        return None
+    return spec.dual_norm(-gradient) if isinstance(spec, Norm) else None
 
 
 def _regularised(w: Any, structure: Any) -> list[tuple[jax.Array, Regularizer]]:
@@ -229,7 +227,7 @@ def _residual(
     alive = jnp.expand_dims(spec.support(w), spec.coupled_axes(w.ndim))
     smooth = gradient + strength * jax.grad(spec.value)(w)
     # In a zero block the subgradients fill the dual ball: what sticks out of it is a prox.
-    return jnp.where(alive, smooth, spec.minimise(-gradient, 1.0, strength))
+    return jnp.where(alive, smooth, spec.prox(-gradient, 1.0, strength))
 
 
 def _nuclear_residual(

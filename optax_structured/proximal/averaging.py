@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.proximal.subproblem import Subproblem, itself
+from optax_structured.proximal.subproblem import Subproblem
 from optax_structured.states.clock import (
     Clock,
     ScalarOrSchedule,
@@ -17,7 +17,7 @@ from optax_structured.states.clock import (
 )
 from optax_structured.states.roles import FirstMoment, GradientSum, Point
 from optax_structured.trees.checks import check_fraction, check_nonnegative, check_params
-from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
+from optax_structured.trees.precision import at_least_float32, scalar_dtype
 from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
@@ -109,16 +109,12 @@ def averaged_subproblems(
     root = root_of_count(jnp.maximum(state.steps, 1), alpha.dtype)
 
     def pose(g: Any, v: jax.Array, anchor: jax.Array) -> Subproblem:
-        metric = root.astype(wide_dtype(v))
+        v, centre = at_least_float32(v), at_least_float32(anchor)
         return Subproblem(
-            (v, anchor), _sum_and_anchor, metric, itself, alpha, jnp.asarray(g), share
+            v, root.astype(v.dtype), centre, alpha, jnp.asarray(g), share, "dual_averaging"
         )
 
     return jax.tree.map(pose, gradients, state.gradient_sum, state.anchor)
-
-
-def _sum_and_anchor(v: jax.Array, anchor: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return at_least_float32(v), at_least_float32(anchor)
 
 
 class MovingAverageState(NamedTuple):
@@ -198,13 +194,20 @@ def moving_average(
         total = averaged(state.total, jnp.ones((), dtype), keep)
         step = rate / total.astype(dtype) if debias else rate
 
-        def terms(m: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
-            m = at_least_float32(m)
-            return step.astype(m.dtype) * m, shrink.astype(m.dtype) * p.astype(m.dtype)
-
         def pose(g: Any, m: jax.Array, p: Any) -> Subproblem:
-            one = jnp.ones((), wide_dtype(m))
-            return Subproblem((m, jnp.asarray(p)), terms, one, itself, gamma, jnp.asarray(g), None)
+            m = at_least_float32(m)
+            direction = step.astype(m.dtype) * m
+            centre = shrink.astype(m.dtype) * jnp.asarray(p, m.dtype)
+            return Subproblem(
+                direction,
+                jnp.ones((), m.dtype),
+                centre,
+                weight=gamma,
+                gradient=jnp.asarray(g),
+                gradient_weight=1 - keep,
+                origin="moving_average",
+                start=centre,
+            )
 
         mean = jax.tree.map(lambda m, g: averaged(m, g, keep), state.mean, updates)
         subproblems = jax.tree.map(pose, updates, mean, params)

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from optax_structured.meshes.placement import on_explicit_mesh
 from optax_structured.proximal.solvers import Exact
+from optax_structured.proximal.subproblem import Subproblem
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.regularizers.group import GroupLasso
 from optax_structured.regularizers.secular import solve_group
@@ -43,31 +43,20 @@ class FusedExact:
       >>> updates, state = optimizer.update(grads, state, params)
     """
 
-    def solve(
-        self,
-        regularizer: Regularizer,
-        linear: ArrayLike,
-        metric: ArrayLike,
-        centre: ArrayLike,
-        strength: ArrayLike,
-        warm: ArrayLike,
-    ) -> jax.Array:
+    def solve(self, regularizer: Regularizer, sub: Subproblem, warm: jax.Array) -> jax.Array:
         """The minimiser; see `Solver.solve`."""
-        exact = functools.partial(Exact().solve, regularizer, warm=warm)
-        v, p, c = (jnp.asarray(x) for x in (linear, metric, centre))
+        v, p, c = sub.direction, sub.metric, sub.centre
         if not _fits(regularizer, v, p, c):
-            return exact(v, p, c, strength)
+            return Exact().solve(regularizer, sub, warm)
         assert isinstance(regularizer, GroupLasso)
-        threshold = jnp.asarray(strength, v.dtype) * regularizer.group_weight(v.shape)
+
+        def exact(v: jax.Array, p: jax.Array, c: jax.Array, _: jax.Array) -> jax.Array:
+            return Exact().solve(regularizer, Subproblem(v, p, c, sub.weight), warm)
+
+        threshold = sub.weight * regularizer.group_weight(v.shape)
         inside = regularizer.coupled_axes(v.ndim)
-        return jax.lax.platform_dependent(
-            v,
-            p,
-            c,
-            threshold,
-            tpu=functools.partial(solve_blocks, inside=inside),
-            default=lambda v, p, c, _: exact(v, p, c, strength),
-        )
+        kernel = functools.partial(solve_blocks, inside=inside)
+        return jax.lax.platform_dependent(v, p, c, threshold, tpu=kernel, default=exact)
 
 
 def _fits(regularizer: Regularizer, *arrays: jax.Array) -> bool:

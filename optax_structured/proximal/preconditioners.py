@@ -1,7 +1,6 @@
 """The middle proximal elements: a diagonal metric from the squares of raw gradients."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.proximal.averaging import averaged
-from optax_structured.proximal.subproblem import Subproblem, subproblems_only
+from optax_structured.proximal.subproblem import Subproblem, posed_by
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import SecondMoment
 from optax_structured.trees.checks import (
@@ -76,19 +75,20 @@ def adaptive_preconditioner(
         updates: Any, state: AdaptivePreconditionerState, params: Any = None, **_: Any
     ) -> tuple[Any, AdaptivePreconditionerState]:
         del params
-        subproblems_only(updates, "adaptive_preconditioner", "dual_averaging")
+        posed_by(
+            "dual_averaging",
+            updates,
+            "adaptive_preconditioner",
+            "sums squares with the weights of dual_averaging, which moving_average does not have: "
+            "use adam_preconditioner after it",
+        )
         check_same_tree("adaptive_preconditioner", updates, state.square_sum)
         floor = jnp.asarray(now(eps, state.clock), at_least_float32(state.eps).dtype)
 
         def add_square(sub: Subproblem, u: jax.Array) -> jax.Array:
-            if sub.share is None:
-                raise TypeError(
-                    "adaptive_preconditioner sums squares with the weights of dual_averaging, "
-                    "which moving_average does not have: use adam_preconditioner after it"
-                )
             total = at_least_float32(u)
             square = jnp.square(sub.gradient.astype(total.dtype))
-            return (total + sub.share.astype(total.dtype) * square).astype(u.dtype)
+            return (total + sub.gradient_weight.astype(total.dtype) * square).astype(u.dtype)
 
         square_sum = jax.tree.map(add_square, updates, state.square_sum)
         new = AdaptivePreconditionerState(
@@ -102,13 +102,14 @@ def adaptive_preconditioner(
 def in_cube_root_metric(subproblems: Any, square_sum: Any, eps: jax.Array) -> Any:
     """The same subproblems in the metric of these sums of squares."""
 
-    def root(u: jax.Array) -> jax.Array:
+    def precondition(sub: Subproblem, u: jax.Array) -> Subproblem:
         u = at_least_float32(u)
         # No smaller than the root of the smallest number: squares below that are lost from U.
         lowest = float(jnp.finfo(u.dtype).tiny) ** (1 / 3)
-        return jnp.maximum(cube_root(u) + eps.astype(u.dtype), lowest)
+        metric = jnp.maximum(cube_root(u) + eps.astype(u.dtype), lowest)
+        return dataclasses.replace(sub, metric=metric)
 
-    return _with_metric(root, subproblems, square_sum)
+    return jax.tree.map(precondition, subproblems, square_sum)
 
 
 class AdamPreconditionerState(NamedTuple):
@@ -174,41 +175,37 @@ def adam_preconditioner(
         updates: Any, state: AdamPreconditionerState, params: Any = None, **_: Any
     ) -> tuple[Any, AdamPreconditionerState]:
         del params
-        subproblems_only(updates, "adam_preconditioner", "moving_average")
+        posed_by(
+            "moving_average",
+            updates,
+            "adam_preconditioner",
+            "goes with moving_average; after dual_averaging, whose direction is a sum and not a "
+            "mean, use adaptive_preconditioner",
+        )
         check_same_tree("adam_preconditioner", updates, state.mean_square)
         dtype = at_least_float32(state.total).dtype
         keep, floor = (jnp.asarray(now(x, state.clock), dtype) for x in (b2, eps))
         total = averaged(state.total, jnp.ones((), dtype), keep)
 
         def average(sub: Subproblem, v: jax.Array) -> jax.Array:
-            if sub.share is not None:
-                raise TypeError(
-                    "adam_preconditioner goes with moving_average; after dual_averaging, whose "
-                    "direction is a sum and not a mean, use adaptive_preconditioner"
-                )
             return averaged(v, jnp.square(sub.gradient.astype(wide_dtype(v))), keep)
 
-        def root(v: jax.Array) -> jax.Array:
+        def precondition(sub: Subproblem, v: jax.Array) -> Subproblem:
             v = at_least_float32(v)
             unbias = jnp.sqrt(total.astype(v.dtype)) if debias else jnp.ones((), v.dtype)
             # No smaller than the root of the smallest number: squares below that are lost from v.
             lowest = float(jnp.finfo(v.dtype).tiny) ** 0.5
             metric = jnp.maximum(jnp.sqrt(v) + floor.astype(v.dtype) * unbias, lowest)
-            return metric / unbias if debias else metric
+            return dataclasses.replace(sub, metric=metric / unbias if debias else metric)
 
         mean_square = jax.tree.map(average, updates, state.mean_square)
         largest = state.max_mean_square
         if amsgrad:
             largest = jax.tree.map(jnp.maximum, largest, mean_square)
-        preconditioned = _with_metric(root, updates, largest if amsgrad else mean_square)
+        moments = largest if amsgrad else mean_square
+        preconditioned = jax.tree.map(precondition, updates, moments)
         return preconditioned, AdamPreconditionerState(
             tick(state.clock), total, mean_square, largest
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _with_metric(root: Callable[[jax.Array], jax.Array], updates: Any, moments: Any) -> Any:
-    return jax.tree.map(
-        lambda sub, moment: dataclasses.replace(sub, moment=moment, root=root), updates, moments
-    )

@@ -12,8 +12,7 @@ from optax_structured.proximal.preconditioners import (
     AdaptivePreconditionerState,
     in_cube_root_metric,
 )
-from optax_structured.proximal.prox_step import ProxStepState
-from optax_structured.proximal.solve_leaves import Task, solve_in_turn
+from optax_structured.proximal.prox_step import Problem, ProxStepState, solve_all
 from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.quantization.codec import is_encoded
 from optax_structured.regularizers.base import Regularizer
@@ -162,13 +161,14 @@ def _solved(
             "the sums of this state are in the codes of quantized, which do not tell the prox "
             "point: build the recipe with keep_point=True, or put record_point() after prox_step"
         )
-    subproblems = averaged_subproblems(sums, sums.gradient_sum, sums.alpha)
+    subproblems = averaged_subproblems(sums, sums.gradient_sum)
     if squares is not None:
         subproblems = in_cube_root_metric(subproblems, squares.square_sum, squares.eps)
     structure: Any = jax.tree.structure(sums.anchor)
-    specs = resolve(regularizer, sums.anchor)
-    tasks = [
-        Task(sub, spec, jnp.zeros_like(sub.parts[0]))
-        for sub, spec in zip(structure.flatten_up_to(subproblems), specs, strict=True)
+    problems = [
+        Problem(sub, spec, jnp.zeros_like(sub.direction))
+        for sub, spec in zip(
+            structure.flatten_up_to(subproblems), resolve(regularizer, sums.anchor), strict=True
+        )
     ]
-    return structure.unflatten(solve_in_turn(solver, tasks, last.strength))
+    return structure.unflatten(solve_all(solver, problems, last.strength))

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.proximal.solve_leaves import Task, solve_in_turn
 from optax_structured.proximal.solvers import Exact, Solver
-from optax_structured.proximal.subproblem import Subproblem, itself
+from optax_structured.proximal.subproblem import Subproblem, unpenalised
 from optax_structured.proximal.target import TargetSparsity, share_of_zeros
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
@@ -23,6 +22,7 @@ from optax_structured.trees.precision import (
 )
 from optax_structured.trees.rules import check_some_use
 from optax_structured.trees.tree_checks import check_real, check_same_tree
+from optax_structured.xla.leaf_loops import Work, in_turn
 
 
 class ProxStepState(NamedTuple):
@@ -148,35 +148,66 @@ def prox_step(
         gamma = None if weight is None else jnp.asarray(now(weight, state.clock), dtype)
         scale = strength_now(state, dtype)
 
-        def pose(u: Any, p: jax.Array, spec: Regularizer | None) -> Task | None:
+        def pose(u: Any, p: jax.Array, spec: Regularizer | None) -> Problem | None:
             sub = u if isinstance(u, Subproblem) else None
             _check_weight(sub, gamma, spec)
             if sub is None and spec is not None:
                 sub = _around_plain(u, p, gamma)
-            return None if sub is None else Task(sub, spec, p)
+            return None if sub is None else Problem(sub, spec, p)
 
         structure: Any = jax.tree.structure(updates)
         leaves = [_array(u) for u in jax.tree.leaves(updates)]
         current = [jnp.asarray(p) for p in jax.tree.leaves(params)]
-        tasks = [pose(*row) for row in zip(leaves, current, specs(params), strict=True)]
-        posed = [task for task in tasks if task]
-        found = solve_in_turn(solver, posed, scale)
+        problems = [pose(*row) for row in zip(leaves, current, specs(params), strict=True)]
+        posed = [problem for problem in problems if problem]
+        found = solve_all(solver, posed, scale)
         points = iter(found)
 
-        def move(u: Any, p: jax.Array, task: Task | None) -> jax.Array:
-            if task is None:
+        def move(u: Any, p: jax.Array, problem: Problem | None) -> jax.Array:
+            if problem is None:
                 return u
             w = next(points)
             return (w - p.astype(w.dtype)).astype(common_dtype(u.dtype, p.dtype))
 
-        updates = structure.unflatten(map(move, leaves, current, tasks))
+        updates = structure.unflatten(map(move, leaves, current, problems))
         zeros = state.zeros
         if target is not None:
-            zeros = share_of_zeros(zip(found, (task.regularizer for task in posed), strict=True))
+            zeros = share_of_zeros(zip(found, (x.regularizer for x in posed), strict=True))
         last = as_stored((scale, zeros), (state.strength, state.zeros))
         return updates, ProxStepState(tick(state.clock), *last)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class Problem(NamedTuple):
+    """What is to be solved for one leaf."""
+
+    sub: Subproblem
+    regularizer: Regularizer | None
+    params: jax.Array  # like the leaf: where an iteration starts, unless the subproblem says
+
+
+def solve_all(solver: Solver, problems: list[Problem], strength: jax.Array) -> list[jax.Array]:
+    """The point of each problem, like its leaf; `strength`, a scalar, is that of regularizers."""
+
+    def solve(regularizer: Regularizer, *arrays: jax.Array) -> jax.Array:
+        metric, weight, direction, centre, start = arrays
+        sub = Subproblem(direction, metric, centre, (weight * strength).astype(direction.dtype))
+        return solver.solve(regularizer, sub, start.astype(direction.dtype))
+
+    points: dict[int, jax.Array] = {}
+    coupled: dict[int, Work] = {}  # what takes more than one pass over the leaf
+    for i, (sub, regularizer, params) in enumerate(problems):
+        start = params if sub.start is None else sub.start
+        held, arrays = (sub.metric, sub.weight), (sub.direction, sub.centre, start)
+        if regularizer is None:
+            points[i] = unpenalised(sub)
+        elif regularizer.coupled_axes(sub.ndim):
+            coupled[i] = Work(regularizer, held, arrays)
+        else:
+            points[i] = solve(regularizer, *held, *arrays)
+    points |= zip(coupled, in_turn(solve, [*coupled.values()]), strict=True)
+    return [points[i] for i in range(len(problems))]
 
 
 def _array(u: Any) -> Any:
@@ -198,11 +229,5 @@ def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None)
 
 def _around_plain(u: jax.Array, p: jax.Array, weight: Any) -> Subproblem:
     """The prox of W + u in the Euclidean metric, as a subproblem."""
-    one = jnp.ones((), wide_dtype(p))
-    return Subproblem((u, p), _no_linear_term, one, itself, weight, u, None)
-
-
-def _no_linear_term(u: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
     dtype = wide_dtype(u, p)
-    centre = p.astype(dtype) + u.astype(dtype)
-    return jnp.zeros_like(centre), centre
+    return Subproblem(-u.astype(dtype), jnp.ones((), dtype), p.astype(dtype), weight)

@@ -1,10 +1,7 @@
-r"""How the subproblem of a proximal step is solved.
+"""How the subproblem of a proximal step is solved: exactly, or by a published iteration.
 
-.. math:: \min_w\; \langle v, w\rangle + \tfrac12 \langle w - w_0, P\,(w - w_0)\rangle
-          + \tau\,\psi(w)
-
-Every solver has `solve(regularizer, linear, metric, centre, strength, warm)`. In a metric that is
-one number (no preconditioner: `rmda`, `prox_sgd`) all of them take the regularizer's closed form.
+In a metric that is one number (no preconditioner: `rmda`, `prox_sgd`) all of them take the
+regularizer's closed form.
 """
 
 import dataclasses
@@ -12,9 +9,10 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
-from optax_structured.regularizers.base import Regularizer, promote
+from optax_structured.proximal.subproblem import Subproblem, unpenalised
+from optax_structured.regularizers.base import Regularizer
+from optax_structured.regularizers.group import ShrunkGroups
 from optax_structured.regularizers.nuclear import NuclearNorm
 from optax_structured.regularizers.proximal_gradient import (
     accelerated_proximal_gradient,
@@ -28,27 +26,20 @@ from optax_structured.regularizers.weighted_als import weighted_als
 class Solver(Protocol):
     """What a proximal step needs of a solver; a frozen, hashable record."""
 
-    def solve(
-        self,
-        regularizer: Regularizer,
-        linear: ArrayLike,
-        metric: ArrayLike,
-        centre: ArrayLike,
-        strength: ArrayLike,
-        warm: ArrayLike,
-    ) -> jax.Array:
-        r"""The minimiser of the subproblem, or an approximation to it.
+    def solve(self, regularizer: Regularizer, sub: Subproblem, warm: jax.Array) -> jax.Array:
+        r"""The minimiser of a subproblem, or an approximation to it.
+
+        .. math:: \min_w\; \langle V, w\rangle + \tfrac12 \langle w - W_0, P\,(w - W_0)\rangle
+                  + \tau\,\psi(w)
 
         Args:
             regularizer: :math:`\psi`.
-            linear: :math:`v`, any shape.
-            metric: :math:`P > 0`, a scalar or like `linear`.
-            centre: :math:`w_0`, like `linear`.
-            strength: :math:`\tau \ge 0`, a scalar, traced or not.
-            warm: where an iteration may start; the current parameters.
+            sub: direction :math:`V`, metric :math:`P`, centre :math:`W_0` and weight
+                :math:`\tau \ge 0`, all of one precision, at least float32.
+            warm: where an iteration may start, like the direction.
 
         Returns:
-            The point, like `linear`, in the precision of `linear` and `metric`, at least float32.
+            The point, like the direction.
         """
 
 
@@ -59,25 +50,17 @@ class Exact:
     Closed forms entry by entry, one scalar root per group for group norms, and for `NuclearNorm` an
     iteration to its own `rtol`. Depends on no starting point.
 
-    >>> import jax.numpy as jnp
-    >>> from optax_structured.regularizers.nuclear import NuclearNorm
-    >>> v, w0 = jnp.diag(jnp.array([-3.0, -0.5])), jnp.zeros((2, 2))
-    >>> print(Exact().solve(NuclearNorm(), v, jnp.full((2, 2), 2.0), w0, 1.0, warm=w0))
-    [[1. 0.]
-     [0. 0.]]
+    >>> Exact()
+    Exact()
     """
 
-    def solve(
-        self,
-        regularizer: Regularizer,
-        linear: ArrayLike,
-        metric: ArrayLike,
-        centre: ArrayLike,
-        strength: ArrayLike,
-        warm: ArrayLike,
-    ) -> jax.Array:
+    def solve(self, regularizer: Regularizer, sub: Subproblem, warm: jax.Array) -> jax.Array:
         """The minimiser; see `Solver.solve`."""
-        return regularizer.minimise(*_linear_form(linear, metric, centre, strength))
+        if isinstance(regularizer, ShrunkGroups):
+            # XLA would keep b beside the point b / P that a prox takes: one more array of the leaf.
+            b = sub.metric * sub.centre - sub.direction
+            return regularizer.minimise(b, sub.metric, sub.weight)
+        return regularizer.prox(unpenalised(sub), sub.metric, sub.weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,36 +98,17 @@ class ProximalGradient:
         if not self.rtol >= 0:
             raise ValueError(f"rtol must be at least 0, got {self.rtol!r}")
 
-    def solve(
-        self,
-        regularizer: Regularizer,
-        linear: ArrayLike,
-        metric: ArrayLike,
-        centre: ArrayLike,
-        strength: ArrayLike,
-        warm: ArrayLike,
-    ) -> jax.Array:
+    def solve(self, regularizer: Regularizer, sub: Subproblem, warm: jax.Array) -> jax.Array:
         """The point where the iteration stops; see `Solver.solve`."""
-        if jnp.ndim(metric) == 0:
-            return Exact().solve(regularizer, linear, metric, centre, strength, warm)
+        if sub.metric.ndim == 0:
+            return Exact().solve(regularizer, sub, warm)
+        v, p, centre, tau = sub.direction, sub.metric, sub.centre, sub.weight
+        i, rtol = self.max_iters, self.rtol
         if self.accelerate:
             return accelerated_proximal_gradient(
-                regularizer,
-                *_linear_form(linear, metric, centre, strength),
-                warm,
-                max_iters=self.max_iters,
-                rtol=self.rtol,
+                regularizer, p * centre - v, p, tau, warm, max_iters=i, rtol=rtol
             ).point
-        return proximal_gradient(
-            regularizer,
-            linear,
-            metric,
-            centre,
-            strength,
-            warm,
-            max_iters=self.max_iters,
-            rtol=self.rtol,
-        ).point
+        return proximal_gradient(regularizer, v, p, centre, tau, warm, max_iters=i, rtol=rtol).point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,12 +130,8 @@ class WeightedALS:
         ValueError: a count below 1.
         TypeError: when solving, for a regularizer other than `NuclearNorm`.
 
-    >>> import jax.numpy as jnp
-    >>> v, w0 = jnp.diag(jnp.array([-3.0, -0.5])), jnp.zeros((2, 2))
-    >>> solver = WeightedALS(max_rank=1, sweeps=8)
-    >>> print(solver.solve(NuclearNorm(), v, jnp.full((2, 2), 2.0), w0, 1.0, warm=w0).round(3))
-    [[1. 0.]
-     [0. 0.]]
+    >>> WeightedALS(max_rank=8)
+    WeightedALS(max_rank=8, sweeps=4)
 
     Reference: Srebro and Jaakkola, *Weighted low-rank approximations*, 2003, for the row systems.
     """
@@ -183,47 +143,31 @@ class WeightedALS:
         _check_count("max_rank", self.max_rank)
         _check_count("sweeps", self.sweeps)
 
-    def solve(
-        self,
-        regularizer: Regularizer,
-        linear: ArrayLike,
-        metric: ArrayLike,
-        centre: ArrayLike,
-        strength: ArrayLike,
-        warm: ArrayLike,
-    ) -> jax.Array:
+    def solve(self, regularizer: Regularizer, sub: Subproblem, warm: jax.Array) -> jax.Array:
         """The shrunk product of the factors; see `Solver.solve`."""
         if not isinstance(regularizer, NuclearNorm):
             raise TypeError(
                 f"WeightedALS solves for NuclearNorm, got {type(regularizer).__name__}; use Exact()"
             )
-        if jnp.ndim(metric) == 0:
-            return Exact().solve(regularizer, linear, metric, centre, strength, warm)
-        b, p, tau = _linear_form(linear, metric, centre, strength)
+        if sub.metric.ndim == 0:
+            return Exact().solve(regularizer, sub, warm)
+        p, tau = sub.metric, sub.weight
+        b = p * sub.centre - sub.direction
         if b.size == 0:
             return b
-        axes, vanishes = regularizer.axes, regularizer.is_zero(b, tau)
-        p = jnp.broadcast_to(p, b.shape)
+        axes, norms = regularizer.axes, jnp.max(regularizer.singular_values(b), axis=-1)
         w = weighted_als(
             axes.to_matrix(b),
             axes.to_matrix(p),
             jnp.where(tau == 0, 1.0, tau),
-            axes.to_matrix(jnp.asarray(warm, b.dtype)),
+            axes.to_matrix(warm),
             rank=self.max_rank,
             sweeps=self.sweeps,
         )
         # Sweeps only approach zero; the step from zero stays there.
-        w = axes.from_matrix(jnp.where(vanishes[..., None, None], 0.0, w), b.shape)
+        w = axes.from_matrix(jnp.where((norms <= tau)[..., None, None], 0.0, w), b.shape)
         w = majorised_step(regularizer, b, p, step_size_metric(regularizer, p), tau, w)
-        return jnp.where(tau == 0, b / p, w)
-
-
-def _linear_form(
-    linear: ArrayLike, metric: ArrayLike, centre: ArrayLike, strength: ArrayLike
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(b, metric, strength) with b = P w0 - v: the same minimiser of 1/2 <w, P w> - <b, w> + ..."""
-    v, p, tau = promote(linear, metric, strength)
-    return p * jnp.asarray(centre, v.dtype) - v, p, tau
+        return jnp.where(tau == 0, unpenalised(sub), w)
 
 
 def _check_count(name: str, value: int) -> None:

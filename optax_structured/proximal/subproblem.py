@@ -1,7 +1,6 @@
 """The record that flows between the proximal elements of a chain, one per leaf."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -27,34 +26,32 @@ class Subproblem:
     An opaque leaf on purpose, not a pytree: it has the shape and dtype of the gradient it came
     from, so that mask functions work on it, and refuses arithmetic, so that a foreign
     transformation between two proximal elements fails while tracing instead of training wrongly.
-
-    It holds arrays that exist anyway and functions of them, the same for all leaves, so that
-    `prox_step` can choose where the terms are computed: leaves that are alike share one loop.
     """
 
-    parts: tuple[jax.Array, ...]  # what V and W0 are made of, each like the leaf
-    terms: Callable[..., tuple[jax.Array, jax.Array]]  # how: both of the parts, entry by entry
-    moment: jax.Array  # what the metric is made of: a positive scalar, or like the leaf
-    root: Callable[[jax.Array], jax.Array]  # how: P of the moment, entry by entry
-    weight: jax.Array  # alpha, (): multiplies the strength of the regularizer
-    gradient: jax.Array  # the raw gradient of this step, for the preconditioner
-    share: jax.Array | None  # (): weight of this gradient in V, where V is a weighted sum
+    direction: jax.Array  # V, like the leaf
+    metric: jax.Array  # P > 0, a scalar or like the leaf
+    centre: jax.Array  # W0, like the leaf
+    weight: jax.Array  # (): alpha; `prox_step` multiplies it by the strength, for the solver
+    gradient: Any = None  # the raw gradient of this step, for the preconditioner
+    gradient_weight: Any = None  # (): how much of this gradient went into V
+    origin: str = ""  # the element that posed it
+    start: jax.Array | None = None  # where an iteration starts; None: at the parameters
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.gradient.shape
+        return self.direction.shape
 
     @property
     def dtype(self) -> Any:
-        return self.gradient.dtype
+        return self.direction.dtype if self.gradient is None else self.gradient.dtype
 
     @property
     def ndim(self) -> int:
-        return self.gradient.ndim
+        return self.direction.ndim
 
     @property
     def size(self) -> int:
-        return self.gradient.size
+        return self.direction.size
 
     def __repr__(self) -> str:
         return f"<Subproblem of shape {self.shape}: {_REFUSAL}>"
@@ -80,16 +77,18 @@ class Subproblem:
     __hash__ = object.__hash__
 
 
-def itself(moment: jax.Array) -> jax.Array:
-    """The root of a moment that is the metric."""
-    return moment
+def unpenalised(sub: Subproblem) -> jax.Array:
+    """The minimiser without a regularizer, W0 - V / P: the point that a prox moves."""
+    return sub.centre - sub.direction / sub.metric
 
 
-def subproblems_only(updates: Any, element: str, first: str) -> None:
-    """Raises TypeError unless every leaf of `updates` is a `Subproblem`."""
+def posed_by(first: str, updates: Any, element: str, otherwise: str) -> None:
+    """Raises TypeError unless every leaf of `updates` is a `Subproblem` posed by `first`."""
     for leaf in jax.tree.leaves(updates):
         if not isinstance(leaf, Subproblem):
             raise TypeError(
                 f"{element} takes the subproblems of {first}, but got a plain update of shape "
                 f"{jnp.shape(leaf)}: put {first} directly before it in the chain"
             )
+        if leaf.origin != first:
+            raise TypeError(f"{element} {otherwise}")

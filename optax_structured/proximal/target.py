@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from optax_structured.regularizers.base import Regularizer
+from optax_structured.regularizers.base import Regularizer, piece_size
 from optax_structured.trees.checks import check_positive
 
 
@@ -75,7 +75,7 @@ def share_of_zeros(points: Iterable[tuple[jax.Array, Regularizer | None]]) -> ja
     dead, total = jnp.zeros(()), 0
     for w, spec in points:
         if spec is not None and spec.penalizes:
-            support, size = spec.support(w), spec.group_size(w.shape)
+            support, size = spec.support(w), piece_size(spec, w.shape)
             dead += size * jnp.sum(~support, dtype=dead.dtype)
             total += size * support.size
     return dead / max(total, 1)

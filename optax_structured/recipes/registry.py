@@ -33,7 +33,6 @@ SCALARS: Mapping[str, Range] = MappingProxyType(
         "adam_learning_rate": AT_LEAST_ZERO,
         "strength": AT_LEAST_ZERO,
         "weight_decay": AT_LEAST_ZERO,
-        "l2": AT_LEAST_ZERO,
         "scale": AT_LEAST_ZERO,
         "eps": AT_LEAST_ZERO,
         "momentum": FRACTION,
@@ -121,13 +120,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             lambda x: Numbers(2 * x.entries),
             text=TextRun(3e-3, period=None),
             images=ImageRun(1e-3, 0.0, 0.9, 1e-8),
-        ),
-        "diffgrad": Recipe(
-            recipes.diffgrad,
-            "plain",
-            "Adam with less step where the gradient stopped changing",
-            _ARXIV + "1909.11015",
-            lambda x: Numbers(3 * x.entries),
         ),
         "madgrad": Recipe(
             recipes.madgrad,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.regularizers.base import Regularizer, promote
+from optax_structured.regularizers.base import Regularizer, dual_norm, promote
 
 
 def free_subgradient(
@@ -72,7 +72,7 @@ def duality_gap(
               + \tfrac12 \sum_i (r_i - y_i)^2 / P_i \;\ge\; Q(w) - \min Q.
 
     Args:
-        regularizer: one with a `dual_norm`.
+        regularizer: a `Norm`.
         b: linear term, any shape.
         metric: :math:`P > 0`, a scalar or like `b`.
         strength: :math:`\tau \ge 0`, a scalar.
@@ -82,12 +82,12 @@ def duality_gap(
         A scalar of at least 0, up to rounding.
 
     Raises:
-        NotImplementedError: `regularizer` is not a norm.
+        TypeError: `regularizer` is not a norm.
     """
     b, metric, strength = promote(b, metric, strength)
     w = jnp.asarray(w, b.dtype)
     residual = b - metric * w
-    norm = regularizer.dual_norm(residual)
+    norm = dual_norm(regularizer, residual)
     outside = norm > strength
     y = residual * jnp.where(outside, strength / jnp.where(outside, norm, 1.0), 1.0)
     slack = strength * regularizer.value(w) - jnp.sum(y * w)
@@ -105,7 +105,7 @@ def certificate(
     r"""An upper bound on :math:`Q(w) - \min Q`: the smaller of the two above.
 
     Args:
-        regularizer: one with a `dual_norm`.
+        regularizer: a `Norm`.
         b: linear term, any shape.
         metric: :math:`P > 0`, a scalar or like `b`.
         strength: :math:`\tau \ge 0`, a scalar.
@@ -116,7 +116,7 @@ def certificate(
         A scalar; :math:`\|w - w^*\|_P \le \sqrt{2 \cdot \mathrm{certificate}}`.
 
     Raises:
-        NotImplementedError: `regularizer` is not a norm.
+        TypeError: `regularizer` is not a norm.
 
     >>> import jax.numpy as jnp
     >>> from optax_structured.regularizers.nuclear import NuclearNorm

@@ -66,12 +66,6 @@ class Box(Regularizer):
         point = self.penalty.prox(u, metric, strength) if self.penalty else u
         return jnp.clip(point, self.low, self.high)
 
-    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        # b / metric has the sign of b, which is all that the clipping depends on.
-        b = at_least_float32(b)
-        point = jnp.where(self.penalty.is_zero(b, strength), 0.0, b) if self.penalty else b
-        return jnp.clip(point, self.low, self.high) == 0.0
-
 
 @dataclasses.dataclass(frozen=True)
 class NonNegative(Regularizer):
@@ -96,6 +90,3 @@ class NonNegative(Regularizer):
     def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
         u, _, _ = promote(u, metric, strength)
         return jnp.maximum(u, 0.0)
-
-    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        return at_least_float32(b) <= 0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.regularizers.base import Regularizer, promote
+from optax_structured.regularizers.base import Norm, Regularizer, promote
 from optax_structured.trees.checks import check_nonnegative
 from optax_structured.trees.precision import at_least_float32
 
@@ -17,15 +17,15 @@ def soft(x: jax.Array, threshold: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class L1(Regularizer):
+class L1(Norm):
     r"""The lasso penalty: entries become exactly zero one by one.
 
     .. math:: \psi(w) = \sum_i |w_i|, \qquad
-        \mathrm{minimise}(b, m, \tau)_i
-            = \operatorname{sign}(b_i)\,\frac{\max(|b_i| - \tau, 0)}{m_i}
+        \mathrm{prox}(u, m, \tau)_i
+            = \operatorname{sign}(u_i) \max(|u_i| - \tau / m_i, 0)
 
     Any leaf can take it. The support is one bool per entry, and an entry is zero iff
-    :math:`|b_i| = |m_i u_i| \le \tau`, whatever the metric. Equals `ElasticNet(l2=0.0)`, and
+    :math:`|m_i u_i| \le \tau`, whatever the metric. Equals `ElasticNet(l2=0.0)`, and
     `GroupLasso` on groups of one entry.
 
     References:
@@ -40,12 +40,9 @@ class L1(Regularizer):
     def value(self, w: ArrayLike) -> jax.Array:
         return jnp.sum(jnp.abs(at_least_float32(w)))
 
-    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b, metric, strength = promote(b, metric, strength)
-        return soft(b, strength) / metric
-
-    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        return jnp.abs(at_least_float32(b)) <= strength
+    def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+        u, metric, strength = promote(u, metric, strength)
+        return soft(metric * u, strength) / metric
 
     def dual_norm(self, y: ArrayLike) -> jax.Array:
         return jnp.max(jnp.abs(at_least_float32(y)), initial=0.0)
@@ -56,11 +53,10 @@ class ElasticNet(Regularizer):
     r"""The lasso with a share of squared norm: sparse, and survivors shrink in proportion.
 
     .. math:: \psi(w) = \sum_i |w_i| + \tfrac{l_2}{2} w_i^2, \qquad
-        \mathrm{minimise}(b, m, \tau)_i
-            = \operatorname{sign}(b_i)\,\frac{\max(|b_i| - \tau, 0)}{m_i + \tau l_2}
+        \mathrm{prox}(u, m, \tau)_i
+            = \operatorname{sign}(u_i)\,\frac{\max(|m_i u_i| - \tau, 0)}{m_i + \tau l_2}
 
-    The squared term does not decide what is zero: the zero test is that of `L1`, which it equals
-    at `l2=0.0`.
+    The squared term does not decide what is zero. Equals `L1` at `l2=0.0`.
 
     Args:
       l2: weight of the squared term relative to the absolute one, at least 0; useful range 0.01
@@ -86,9 +82,6 @@ class ElasticNet(Regularizer):
         w = at_least_float32(w)
         return jnp.sum(jnp.abs(w) + self.l2 / 2 * jnp.square(w))
 
-    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b, metric, strength = promote(b, metric, strength)
-        return soft(b, strength) / (metric + strength * self.l2)
-
-    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        return jnp.abs(at_least_float32(b)) <= strength
+    def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+        u, metric, strength = promote(u, metric, strength)
+        return soft(metric * u, strength) / (metric + strength * self.l2)

@@ -1,5 +1,6 @@
 """Penalties on groups of entries that live or die together: one group per index of an axis."""
 
+import abc
 import dataclasses
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.regularizers.base import promote
+from optax_structured.regularizers.base import Norm, promote
 from optax_structured.regularizers.entrywise import soft
 from optax_structured.regularizers.groups import Grouped
 from optax_structured.regularizers.secular import solve_group
@@ -16,16 +17,41 @@ from optax_structured.trees.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupLasso(Grouped):
+class ShrunkGroups(Grouped):
+    """Penalties whose prox is that of a sum of norms, after a step that acts on each entry."""
+
+    @abc.abstractmethod
+    def shrunk(self, b: jax.Array, strength: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`(b, t)` such that the prox minimises 1/2 <w, P w> - <b, w> + t |w| in each group.
+
+        A group is zero iff the norm of its new b is at most t, whatever the metric.
+
+        Args:
+          b: P u, the linear term.
+          strength: that of the penalty, a scalar.
+        """
+
+    def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+        u, metric, strength = promote(u, metric, strength)
+        return self.minimise(metric * u, metric, strength)
+
+    def minimise(self, b: jax.Array, metric: jax.Array, strength: jax.Array) -> jax.Array:
+        """`prox(b / metric, metric, strength)` without the division."""
+        b, threshold = self.shrunk(b, strength)
+        return solve_group(b, metric, threshold, self.coupled_axes(b.ndim))
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupLasso(ShrunkGroups, Norm):
     r"""The sum of the groups' norms: whole rows, columns, channels or heads become zero.
 
     .. math:: \psi(w) = \sum_g \omega \|w_g\|_2, \qquad
-        \mathrm{minimise}(b, m, \tau)_i = \frac{b_i}{m_i + \tau\omega / \|w_g\|}
+        \mathrm{prox}(u, m, \tau)_i = \frac{m_i u_i}{m_i + \tau\omega / \|w_g\|}
 
-    with :math:`\|w_g\|` the root of one scalar equation a group, solved to rounding error by
+    with :math:`\|w_g\|` the root of one scalar equation per group, solved to rounding error by
     `solve_group`; for a scalar metric this is
     :math:`u_g \max(0, 1 - \tau\omega/(m\|u_g\|))`. A group is zero iff
-    :math:`\|b_g\| \le \tau\omega`, whatever the metric; the dual norm is
+    :math:`\|m_g u_g\| \le \tau\omega`, whatever the metric; the dual norm is
     :math:`\max_g \|y_g\|/\omega`. Equals `L1` on groups of one entry.
 
     Args:
@@ -59,31 +85,21 @@ class GroupLasso(Grouped):
     def value(self, w: ArrayLike) -> jax.Array:
         return self.group_weight(jnp.shape(w)) * jnp.sum(self.norms(w))
 
-    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b, metric, strength = promote(b, metric, strength)
-        return solve_group(
-            b, metric, strength * self.group_weight(b.shape), self.coupled_axes(b.ndim)
-        )
-
-    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        return self.norms(b) <= strength * self.group_weight(jnp.shape(b))
-
-    def screen(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b = at_least_float32(b)
-        return jnp.expand_dims(self.is_zero(b, strength), self.coupled_axes(b.ndim))
+    def shrunk(self, b: jax.Array, strength: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return b, strength * self.group_weight(b.shape)
 
     def dual_norm(self, y: ArrayLike) -> jax.Array:
         return jnp.max(self.norms(y), initial=0.0) / self.group_weight(jnp.shape(y))
 
 
 @dataclasses.dataclass(frozen=True)
-class SparseGroupLasso(Grouped):
+class SparseGroupLasso(ShrunkGroups, Norm):
     r"""Sparse groups, and sparse entries within the groups that live.
 
     .. math:: \psi(w) = \rho \|w\|_1 + (1-\rho) \sum_g \omega \|w_g\|_2
 
-    The minimiser is the one of `GroupLasso` at strength :math:`(1-\rho)\tau` with `b` replaced by
-    its soft threshold :math:`S(b, \rho\tau)`; a group is zero iff
+    The prox is that of `GroupLasso` at strength :math:`(1-\rho)\tau` with :math:`b = m u` replaced
+    by its soft threshold :math:`S(b, \rho\tau)`; a group is zero iff
     :math:`\|S(b_g, \rho\tau)\| \le (1-\rho)\tau\omega`, whatever the metric. The support is that of
     the groups. Equals `GroupLasso` at `l1_ratio=0.0`.
 
@@ -120,22 +136,9 @@ class SparseGroupLasso(Grouped):
         weight = self.group_weight(jnp.shape(w))
         return self.l1_ratio * entries + (1 - self.l1_ratio) * weight * groups
 
-    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b, metric, strength = promote(b, metric, strength)
+    def shrunk(self, b: jax.Array, strength: jax.Array) -> tuple[jax.Array, jax.Array]:
         threshold = (1 - self.l1_ratio) * strength * self.group_weight(b.shape)
-        return solve_group(
-            soft(b, self.l1_ratio * strength), metric, threshold, self.coupled_axes(b.ndim)
-        )
-
-    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b = at_least_float32(b)
-        strength = jnp.asarray(strength, b.dtype)
-        threshold = (1 - self.l1_ratio) * strength * self.group_weight(b.shape)
-        return self.norms(soft(b, self.l1_ratio * strength)) <= threshold
-
-    def screen(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b = at_least_float32(b)
-        return jnp.expand_dims(self.is_zero(b, strength), self.coupled_axes(b.ndim))
+        return soft(b, self.l1_ratio * strength), threshold
 
     def dual_norm(self, y: ArrayLike) -> jax.Array:
         y = at_least_float32(y)
@@ -197,14 +200,14 @@ class GroupL0(Grouped):
 
 
 @dataclasses.dataclass(frozen=True)
-class NonNegativeGroupLasso(Grouped):
+class NonNegativeGroupLasso(ShrunkGroups, Norm):
     r"""The group lasso on entries that stay at or above zero.
 
     .. math:: \psi(w) = \sum_g \omega \|w_g\|_2 \text{ if } w \ge 0 \text{, else } \infty
 
-    The minimiser is the one of `GroupLasso` with `b` replaced by its positive part; a group is zero
-    iff :math:`\|\max(b_g, 0)\| \le \tau\omega`, whatever the metric. A strength of 0 does not lift
-    the constraint: there it equals `NonNegative`.
+    The prox is that of `GroupLasso` with :math:`b = m u` replaced by its positive part; a group is
+    zero iff :math:`\|\max(b_g, 0)\| \le \tau\omega`, whatever the metric. A strength of 0 does not
+    lift the constraint: there it equals `NonNegative`.
 
     Args:
       group_axis: as in `GroupLasso`.
@@ -226,27 +229,17 @@ class NonNegativeGroupLasso(Grouped):
     """
 
     constraint: ClassVar[bool] = True
-    penalizes: ClassVar[bool] = True  # type: ignore[misc]
+    penalizes: ClassVar[bool] = True
 
     def value(self, w: ArrayLike) -> jax.Array:
         w = at_least_float32(w)
         norms = self.group_weight(w.shape) * jnp.sum(self.norms(w))
         return jnp.where(jnp.all(w >= 0), norms, jnp.inf).astype(w.dtype)
 
-    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b, metric, strength = promote(b, metric, strength)
-        threshold = strength * self.group_weight(b.shape)
-        return solve_group(jnp.maximum(b, 0.0), metric, threshold, self.coupled_axes(b.ndim))
-
-    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        return self.norms(jnp.maximum(b, 0.0)) <= strength * self.group_weight(jnp.shape(b))
-
-    def screen(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b = at_least_float32(b)
-        return jnp.expand_dims(self.is_zero(b, strength), self.coupled_axes(b.ndim))
+    def shrunk(self, b: jax.Array, strength: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.maximum(b, 0.0), strength * self.group_weight(b.shape)
 
     def dual_norm(self, y: ArrayLike) -> jax.Array:
         """The largest product with a w of value 1: of the positive parts alone."""
-        return jnp.max(self.norms(jnp.maximum(y, 0.0)), initial=0.0) / self.group_weight(
-            jnp.shape(y)
-        )
+        norms = self.norms(jnp.maximum(y, 0.0))
+        return jnp.max(norms, initial=0.0) / self.group_weight(jnp.shape(y))

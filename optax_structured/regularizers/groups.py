@@ -50,16 +50,12 @@ class OnGroups(Regularizer):
         """The axes inside a group, to be reduced over."""
         return group_view(ndim, self.group_axis, self.batch_axis)
 
-    def group_entries(self, shape: tuple[int, ...]) -> int:
-        """The number of entries of a group."""
-        return math.prod(shape[axis] for axis in self.coupled_axes(len(shape)))
-
 
 @dataclasses.dataclass(frozen=True)
 class Grouped(OnGroups):
     """What penalties on the norms of groups share: the groups' weight, their norms, their support.
 
-    The support and the zero test have the shape of the leaf without the axes inside.
+    The support has the shape of the leaf without the axes inside.
 
     Args:
       group_axis: as in `OnGroups`.
@@ -76,12 +72,11 @@ class Grouped(OnGroups):
         if self.weight is not None:
             check_positive("weight", self.weight)
 
-    def group_size(self, shape: tuple[int, ...]) -> int:
-        return self.group_entries(shape)
-
     def group_weight(self, shape: tuple[int, ...]) -> float:
         """The factor of every group of a leaf of this shape."""
-        return math.sqrt(self.group_size(shape)) if self.weight is None else self.weight
+        if self.weight is not None:
+            return self.weight
+        return math.sqrt(math.prod(shape[axis] for axis in self.coupled_axes(len(shape))))
 
     def norms(self, w: ArrayLike) -> jax.Array:
         """Euclidean norm of each group, shaped like the support; of gradient 0 in dead groups."""

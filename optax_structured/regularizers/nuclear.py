@@ -7,25 +7,25 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optax_structured.meshes.placement import by_matrix, whole
-from optax_structured.regularizers.base import Regularizer, promote
+from optax_structured.regularizers.base import Norm, promote
 from optax_structured.regularizers.proximal_gradient import accelerated_proximal_gradient
 from optax_structured.trees.axes import Axes, normalize_axes
 from optax_structured.trees.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
-class NuclearNorm(Regularizer):
+class NuclearNorm(Norm):
     r"""The sum of the singular values of each matrix in a leaf.
 
     .. math::
         \psi(W) = \sum_{\text{batch}} \sum_j \sigma_j(W), \qquad
-        \mathrm{minimise}(B, p, \tau) = \tfrac1p\, U \max(\Sigma - \tau, 0)\, V^\top
-        \quad (B = U \Sigma V^\top)
+        \mathrm{prox}(X, p, \tau) = \tfrac1p\, U \max(\Sigma - \tau, 0)\, V^\top
+        \quad (p X = U \Sigma V^\top)
 
     for a metric :math:`p` that is constant on each matrix. In any other diagonal metric the
     singular vectors of the minimiser are those of no given matrix, and it is found by
-    `accelerated_proximal_gradient` from zero, one SVD a step: the first step is the exact zero
-    test :math:`\|B\|_2 \le \tau`, and the last one leaves an exact low rank. On the test
+    `accelerated_proximal_gradient` from zero, one SVD per step: the first step is the exact zero
+    test :math:`\|P \circ X\|_2 \le \tau`, and the last one leaves an exact low rank. On the test
     problems it took 16-220 steps in float32 and 53-2740 in float64 (39-217 and 144-2740 on those
     from training, where the metric spans six decades). **That is for sides up to about a hundred**;
     larger matrices want the solver `WeightedALS(max_rank, sweeps)`, or as published
@@ -69,16 +69,17 @@ class NuclearNorm(Regularizer):
 
     def value(self, w: ArrayLike) -> jax.Array:
         """The sum of all singular values."""
-        return jnp.sum(self._singular_values(w))
+        return jnp.sum(self.singular_values(w))
 
-    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+    def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
         """The minimiser: one SVD if `metric` is constant on each matrix, else many.
 
         Constant means known to be: a scalar, or an array with ones on the matrix axes.
         """
-        b, metric, strength = promote(b, metric, strength)
-        if b.size == 0:
-            return b
+        u, metric, strength = promote(u, metric, strength)
+        if u.size == 0:
+            return u
+        b = metric * u
         layout, axes = jax.typeof(b).sharding, self.coupled_axes(b.ndim)
         # Whole on each device before the iteration and after it, so that none of its steps waits
         # for other devices.
@@ -103,34 +104,27 @@ class NuclearNorm(Regularizer):
         Those of a stored matrix are never exactly zero: zero means below rounding error, the
         largest of them times the longer side times the spacing of the dtype of `w`.
         """
-        s = self._singular_values(w)
+        s = self.singular_values(w)
         longer = max(self.axes.matrix_shape(jnp.shape(w))[-2:])
         dtype = jnp.promote_types(jnp.result_type(w), jnp.bfloat16)
         floor = longer * float(jnp.finfo(dtype).eps) * jnp.max(s, axis=-1, keepdims=True, initial=0)
         return s > floor
 
-    def is_zero(self, b: ArrayLike, strength: ArrayLike) -> jax.Array:
-        """Which matrices have a zero minimiser, in any metric: spectral norm at most `strength`."""
-        return jnp.max(self._singular_values(b), axis=-1, initial=0) <= strength
-
     def dual_norm(self, y: ArrayLike) -> jax.Array:
         """The largest singular value of all matrices."""
-        return jnp.max(self._singular_values(y), initial=0)
+        return jnp.max(self.singular_values(y), initial=0)
 
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
         """The matrix axes."""
         rows = normalize_axes(self.axes.rows, ndim, "rows")
         return tuple(sorted(rows + normalize_axes(self.axes.cols, ndim, "cols")))
 
-    def group_size(self, shape: tuple[int, ...]) -> int:
-        """The entries of a matrix for each of its singular values: its longer side."""
-        return max(self.axes.matrix_shape(shape)[-2:])
-
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError if a leaf of this shape does not have the matrix axes."""
         self.axes.check(shape)
 
-    def _singular_values(self, w: ArrayLike) -> jax.Array:
+    def singular_values(self, w: ArrayLike) -> jax.Array:
+        """Of each matrix, `(*batch, min(m, n))`."""
         w = at_least_float32(w)
         matrices = self.axes.to_matrix(whole(w, self.coupled_axes(w.ndim)))
         # A row for each matrix, so that the result has as many axes as the matrices.

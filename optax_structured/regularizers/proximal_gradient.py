@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from optax_structured.regularizers.base import Regularizer, promote
 from optax_structured.regularizers.certificate import free_subgradient, subgradient_bound
+from optax_structured.regularizers.group import ShrunkGroups
 
 
 class Solution(NamedTuple):
@@ -40,9 +41,17 @@ def majorised_step(
     r"""One proximal-gradient step from `y`: the minimiser with :math:`P` raised to :math:`L`.
 
     In linear form (:math:`b = P w_0 - v`) the step is the regularizer's own closed form
-    :math:`\mathrm{minimise}(b + (L - P)\,y,\; L,\; \tau)`; from :math:`y = 0` it is the zero test.
+    :math:`\mathrm{prox}((b + (L - P)\,y)/L,\; L,\; \tau)`; from :math:`y = 0` it is the zero test.
     """
-    return regularizer.minimise(b + (peak - metric) * y, peak, strength)
+    return regularizer.prox((b + (peak - metric) * y) / peak, peak, strength)
+
+
+def certainly_zero(regularizer: Regularizer, b: jax.Array, strength: jax.Array) -> jax.Array:
+    """Entries in groups whose minimiser is zero whatever the metric, broadcastable to `b`."""
+    if not isinstance(regularizer, ShrunkGroups):
+        return jnp.zeros((), bool)
+    shrunk, threshold = regularizer.shrunk(b, strength)
+    return jnp.expand_dims(regularizer.norms(shrunk) <= threshold, regularizer.coupled_axes(b.ndim))
 
 
 def proximal_gradient(
@@ -58,7 +67,7 @@ def proximal_gradient(
 ) -> Solution:
     r"""The published inexact solver of RAMDA and ProxAdamW, to the iteration.
 
-    Units whose minimiser is certainly zero (`Regularizer.screen`) are set to zero first. Then
+    Groups whose minimiser is certainly zero (`certainly_zero`) are set to zero first. Then
 
     .. math::
         w_{i+1} &= \mathrm{prox}\bigl(w_i - \tfrac1L (v + P (w_i - w_0)),\, L,\, \tau\bigr) \\
@@ -95,7 +104,7 @@ def proximal_gradient(
         return Solution(start, jnp.zeros((), jnp.int32))
     b = metric * centre - linear
     peak = step_size_metric(regularizer, metric)
-    dropped = regularizer.screen(b, strength)
+    dropped = certainly_zero(regularizer, b, strength)
 
     def objective(w: jax.Array) -> jax.Array:
         offset = w - centre

@@ -19,10 +19,10 @@ class Simplex(OnGroups):
 
     .. math:: \psi(w) = 0 \text{ if } w \ge 0 \text{ and } \textstyle\sum_{i \in g} w_i = s
             \text{ for all } g, \text{ else } \infty, \qquad
-        \mathrm{minimise}(b, m, \tau)_i = \frac{\max(b_i - \nu_g, 0)}{m_i}
+        \mathrm{prox}(u, m, \tau)_i = \max(u_i - \nu_g / m_i, 0)
 
     whatever the strength, with :math:`\nu_g` such that the sum is s: found exactly, by sorting each
-    group. The entries with the smallest :math:`b_i` are zero. The support is one bool per entry.
+    group. The entries with the smallest :math:`m_i u_i` are zero. The support has a bool per entry.
 
     Args:
       group_axis: the axis, or axes, that number the groups; all other axes are inside. `0` for
@@ -61,14 +61,15 @@ class Simplex(OnGroups):
         if w.size == 0:
             return jnp.zeros((), w.dtype)
         sums = jnp.sum(w, axis=self.coupled_axes(w.ndim))
-        rounding = 4 * self.group_entries(w.shape) * jnp.finfo(w.dtype).eps
+        rounding = 4 * w.size / sums.size * jnp.finfo(w.dtype).eps
         right = jnp.all(jnp.abs(sums - self.total) <= rounding * self.total)
         return jnp.where(right & jnp.all(w >= 0), 0.0, jnp.inf).astype(w.dtype)
 
-    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b, metric, _ = promote(b, metric, strength)
-        if b.size == 0:
-            return b
+    def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+        u, metric, _ = promote(u, metric, strength)
+        if u.size == 0:
+            return u
+        b = metric * u
         axes = self.coupled_axes(b.ndim)
         give = 1 / jnp.broadcast_to(metric, b.shape)  # what an entry gains as nu falls
         active = jax.lax.stop_gradient(b >= _last_active(b, give, self.total, axes))

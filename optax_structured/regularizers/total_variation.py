@@ -52,10 +52,11 @@ class TotalVariation(Regularizer):
         w = at_least_float32(w)
         return jnp.sum(jnp.abs(jnp.diff(w, axis=self.axis))) if w.size else jnp.zeros((), w.dtype)
 
-    def minimise(self, b: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
-        b, metric, strength = promote(b, metric, strength)
-        if b.size == 0:
-            return b
+    def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
+        u, metric, strength = promote(u, metric, strength)
+        if u.size == 0:
+            return u
+        b = metric * u
         lines, metrics = (
             jnp.moveaxis(jnp.broadcast_to(x, b.shape), self.axis, -1) for x in (b, metric)
         )

@@ -8,6 +8,7 @@ from tolerances import assert_close, rounding
 
 from optax_structured import regularizers as r
 from optax_structured.regularizers import layer_axes
+from optax_structured.regularizers.base import piece_size
 
 GROUPED = [r.GroupLasso, r.SparseGroupLasso, r.GroupL0, r.GroupMCP]
 grouped = pytest.mark.parametrize("kind", GROUPED)
@@ -34,14 +35,14 @@ def test_presets(group_axis, shape, groups, size):
     regularizer.check(shape)
     w = jax.random.normal(jax.random.key(0), shape)
     assert regularizer.support(w).shape == groups
-    assert regularizer.group_size(shape) == size
+    assert piece_size(regularizer, shape) == size
     assert regularizer.group_weight(shape) == pytest.approx(size**0.5)
 
     # The same groups in every layer of a stack, each layer on its own.
     layers = jnp.stack([w, 0 * w, 2 * w])
     stacked = layer_axes.stacked(regularizer)
     stacked.check(layers.shape)
-    assert stacked.group_size(layers.shape) == size
+    assert piece_size(stacked, layers.shape) == size
     assert stacked.support(layers).shape == (3, *groups)
 
 

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from golden_files import load, names
 
+from optax_structured.proximal.subproblem import Subproblem
+from optax_structured.trees.precision import at_least_float32
+
 KINDS = ("group-lasso", "nuclear-norm")
 
 
@@ -37,8 +40,14 @@ def _cases(golden):
         yield case | arrays | {"b": arrays["P"] * arrays["W0"] - arrays["V"]}
 
 
+def solve(solver, regularizer, direction, metric, centre, weight, warm):
+    """What a solver finds for a subproblem of these arrays and numbers."""
+    sub = Subproblem(*map(at_least_float32, (direction, metric, centre, weight)))
+    return solver.solve(regularizer, sub, at_least_float32(warm))
+
+
 def arguments(case):
-    """What a solver is given."""
+    """What `solve` is given."""
     return case["V"], case["P"], case["W0"], case["tau"], case["warm"]
 
 

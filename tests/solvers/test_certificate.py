@@ -88,5 +88,5 @@ def test_zeros_in_low_precision(dtype):
 
 def test_needs_a_norm():
     ones = jnp.ones((2, 2))
-    with pytest.raises(NotImplementedError, match="L0 is not a norm"):
+    with pytest.raises(TypeError, match="L0 is not a norm"):
         certificate(L0(), ones, ones, 1.0, ones)

@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from solvers.snapshots import solve
 from tolerances import assert_close, reordered
 
 import optax_structured as oxs
@@ -44,7 +45,7 @@ def test_the_kernel_is_the_exact_solve(lasso, shape, spread, small_blocks):
     norms = np.sort(np.asarray(lasso.norms(metric * c - v)), axis=None)
     between = norms[norms.size // 2 - 1 : norms.size // 2 + 1]  # half of the groups die
     strength = float(np.mean(between)) / lasso.group_weight(shape)
-    expected = oxs.Exact().solve(lasso, v, metric, c, strength, c)
+    expected = solve(oxs.Exact(), lasso, v, metric, c, strength, c)
     inside = lasso.coupled_axes(len(shape))
     threshold = jnp.float32(strength * lasso.group_weight(shape))
     got = fused.solve_blocks(v, metric, c, threshold, inside=inside, interpret=True)
@@ -113,6 +114,6 @@ def test_each_device_solves_its_shard_inside_shard_map():
 def test_other_precisions_are_solved_as_ever():
     with jax.enable_x64(True):
         v, metric, c = (x.astype(jnp.float64) for x in problem((4, 6)))
-        got = oxs.proximal.FusedExact().solve(ROWS, v, metric, c, 0.1, c)
+        got = solve(oxs.proximal.FusedExact(), ROWS, v, metric, c, 0.1, c)
         assert got.dtype == jnp.float64
-        np.testing.assert_array_equal(got, oxs.Exact().solve(ROWS, v, metric, c, 0.1, c))
+        np.testing.assert_array_equal(got, solve(oxs.Exact(), ROWS, v, metric, c, 0.1, c))
