@@ -33,6 +33,7 @@ from optax_structured.trees.precision import (
     scalar_dtype,
     wide_dtype,
 )
+from optax_structured.trees.tree_checks import check_real
 
 
 class LDAdamState(NamedTuple):
@@ -124,6 +125,7 @@ def scale_by_ldadam(
     table = _prescribed(low_rank)
 
     def init(params: Any) -> LDAdamState:
+        check_real("ldadam", params)
         leaves, dtype = plan(table, params), scalar_dtype(params)
         scalars = new_clock(), jnp.zeros((), dtype), jnp.zeros((), dtype)
         if not leaves:  # the placeholder of optax.tree.map_params

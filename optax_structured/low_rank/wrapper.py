@@ -27,6 +27,7 @@ from optax_structured.trees.precision import (
     finite,
     wide_dtype,
 )
+from optax_structured.trees.tree_checks import check_same_tree
 
 DEFAULTS: dict[str, Any] = {
     "period": 200,
@@ -123,6 +124,8 @@ def low_rank_projection(
         refresh: Any = None,
         **extra: Any,
     ) -> tuple[Any, LowRankState]:
+        if params is not None:
+            check_same_tree("low_rank_projection", updates, params, whose="the parameters")
         leaves = plan(table, updates)
         count = state.count
         a = scale(count) if callable(scale) else scale

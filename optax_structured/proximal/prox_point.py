@@ -106,7 +106,8 @@ def record_point() -> optax.GradientTransformationExtraArgs:
     """
 
     def init(params: Any) -> PointState:
-        return PointState(jax.tree.map(lambda p: jnp.array(p, copy=True), params))
+        copied = lambda p: jnp.array(p, jnp.result_type(p), copy=True)  # noqa: E731
+        return PointState(jax.tree.map(copied, params))
 
     def update(
         updates: Any, state: PointState, params: Any = None, **_: Any

@@ -13,6 +13,7 @@ from optax_structured.proximal.prox_step import ProxStepState
 from optax_structured.states.clock import Clock, ScalarOrSchedule
 from optax_structured.transforms import SkipNonfiniteState
 from optax_structured.trees.checks import check_fraction, check_params
+from optax_structured.trees.tree_checks import another_tree
 
 _KEPT = (Clock, ProxStepState)  # whose strength may have been sought for
 # What these states hold beside their inner state is kept.
@@ -76,7 +77,10 @@ def restart_at(
         inner_state = state.inner_state
         if milestones:
             due = jnp.any(state.steps == jnp.asarray(milestones, jnp.int32))
-            fresh = _keep_clocks(inner_state, inner.init(params))
+            fresh = inner.init(params)
+            if jax.tree.structure(fresh) != jax.tree.structure(inner_state):
+                raise another_tree("restart_at", ["its state has other leaves"])
+            fresh = _keep_clocks(inner_state, fresh)
             inner_state = jax.tree.map(
                 lambda f, s: jnp.where(due, f.astype(s.dtype), s), fresh, inner_state
             )

@@ -16,6 +16,7 @@ from optax_structured.states import owners
 from optax_structured.states.roles import Role
 from optax_structured.trees import Rules, as_rules, named_leaves, resolve
 from optax_structured.trees.precision import finite, wide_dtype
+from optax_structured.trees.tree_checks import check_same_tree
 
 
 class QuantizedState(NamedTuple):
@@ -115,6 +116,8 @@ def quantized(
     def update(
         updates: Any, state: QuantizedState, params: Any = None, **extra: Any
     ) -> tuple[Any, QuantizedState]:
+        if params is not None:
+            check_same_tree("quantized", updates, params, whose="the parameters")
         todo = plan(updates if params is None else params)
         stored, states = todo.stored(state.inner)
         if not any(todo.codecs):

@@ -17,7 +17,7 @@ from optax_structured.states.clock import (
 from optax_structured.states.roles import SecondMoment
 from optax_structured.trees.checks import check_nonnegative
 from optax_structured.trees.precision import at_least_float32
-from optax_structured.trees.tree_checks import check_same_tree
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 from optax_structured.xla.cube_root import cube_root
 
 
@@ -64,6 +64,7 @@ def scale_by_mirror_madgrad(
     check_nonnegative("eps", eps)
 
     def init(params: Any) -> ScaleByMirrorMadgradState:
+        check_real("scale_by_mirror_madgrad", params)
         squares = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
         return ScaleByMirrorMadgradState(new_clock(), jnp.zeros((), jnp.int32), squares)
 
