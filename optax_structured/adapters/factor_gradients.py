@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from optax_structured.adapters.lora import Pair
 from optax_structured.meshes import placement
 from optax_structured.trees.precision import at_least_float32
+from optax_structured.xla.by_matrix import by_matrix
 
 
 class Svds(NamedTuple):
@@ -144,7 +145,7 @@ def equivalent(pair: Pair, da: jax.Array, db: jax.Array) -> jax.Array:
 
 def _thin_svds(arrays: Sequence[jax.Array]) -> list[Any]:
     def svd(x: jax.Array) -> Any:
-        return placement.by_matrix(lambda y: jnp.linalg.svd(y, full_matrices=False), x)
+        return by_matrix(lambda y: jnp.linalg.svd(y, full_matrices=False), x)
 
     if placement.on_explicit_mesh(*arrays):
         return [svd(x) for x in arrays]

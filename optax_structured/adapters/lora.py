@@ -21,6 +21,7 @@ from optax_structured.adapters.nodes import (
 from optax_structured.meshes import placement
 from optax_structured.trees import Axes
 from optax_structured.trees.precision import at_least_float32, wide_dtype
+from optax_structured.xla.by_matrix import by_matrix
 
 Start = Literal["zero", "svd"]
 
@@ -189,7 +190,7 @@ def with_factors(pair: Pair, a: Any, b: Any) -> Pair:
 def leading_factors(weight: jax.Array, axes: Axes, rank: int, scale: float) -> StartFactors:
     r"""The best two factors of a weight: s b a is its nearest matrix of this rank."""
     matrix = axes.to_matrix(at_least_float32(weight))
-    u, s, vt = placement.by_matrix(lambda x: jnp.linalg.svd(x, full_matrices=False), matrix)
+    u, s, vt = by_matrix(lambda x: jnp.linalg.svd(x, full_matrices=False), matrix)
     root = jnp.sqrt(s[..., :rank] / scale)
     a = root[..., None] * jnp.swapaxes(u[..., :rank], -1, -2)
     b = jnp.swapaxes(vt[..., :rank, :], -1, -2) * root[..., None, :]

@@ -20,6 +20,7 @@ from optax_structured.adapters.nodes import (
 from optax_structured.meshes import placement
 from optax_structured.trees import Axes
 from optax_structured.trees.precision import at_least_float32, wide_dtype
+from optax_structured.xla.by_matrix import by_matrix
 
 
 class Triplets(NamedTuple):
@@ -131,7 +132,7 @@ class SVFit(Adapter):
 
 def _svd(weight: jax.Array, axes: Axes) -> Any:
     matrix = axes.to_matrix(at_least_float32(weight))
-    return placement.by_matrix(lambda x: jnp.linalg.svd(x, full_matrices=False), matrix)
+    return by_matrix(lambda x: jnp.linalg.svd(x, full_matrices=False), matrix)
 
 
 def _rank_of_energy(weight: Any, axes: Axes, energy: float) -> int:

@@ -4,9 +4,8 @@ On an explicit mesh the sharding of an array is part of its type, and JAX refuse
 result of an ambiguous product goes. Off explicit meshes these functions are the plain operations.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -123,22 +122,6 @@ def whole(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     return move(x, tuple(() if axis in axes else names for axis, names in enumerate(spec_of(x))))
 
 
-def by_matrix(f: Callable[[jax.Array], Any], x: jax.Array) -> Any:
-    """`f`, which factorises matrices one by one, on a batch of them, each whole on its device.
-
-    On an explicit mesh not all factorisations of JAX take a sharded batch; each device then does
-    its own.
-    """
-    alone = functools.partial(_one_by_one, f)
-    if not on_explicit_mesh(x):
-        return alone(x)
-    x = whole_matrices(x)
-    spec = jax.typeof(x).sharding.spec
-    if all(axis is None for axis in spec):
-        return alone(x)
-    return jax.shard_map(alone, mesh=jax.typeof(x).sharding.mesh, in_specs=spec, out_specs=spec)(x)
-
-
 def home(leaf: Any) -> tuple[Any, Spec] | None:
     """Mesh and spec of a leaf, where they are known: on explicit meshes, or of a placed array."""
     sharding = jax.typeof(leaf).sharding
@@ -184,31 +167,6 @@ def put(x: jax.Array, mesh: Any, spec: Spec) -> jax.Array:
     if _explicit(mesh):
         return jax.sharding.reshard(x, NamedSharding(mesh, partition))
     return jax.device_put(x, NamedSharding(mesh, partition))
-
-
-def _one_by_one(f: Callable[[jax.Array], Any], x: jax.Array) -> Any:
-    """`f` on a batch of matrices: on a CPU never on two at once, under `vmap` neither.
-
-    There jaxlib deals a batch out to the threads that run the program, and one of these threads
-    waits for it. When each waits for a batch of its own, none is left to work: the program hangs.
-    With several CPU devices there are more threads, and a batch may be sharded over the devices,
-    which a loop over it would gather.
-    """
-    if jax.local_device_count("cpu") > 1:
-        return f(x)
-    single = jax.custom_batching.custom_vmap(f)
-
-    @single.def_vmap
-    def batch(size: int, in_batched: Any, x: jax.Array) -> Any:
-        in_turn = functools.partial(jax.lax.map, single)
-        out = jax.lax.platform_dependent(x, cpu=in_turn, default=jax.vmap(f))
-        return out, jax.tree.map(lambda _: True, out)
-
-    mapped: Any = jax.custom_jvp(single)
-    mapped.defjvp(functools.partial(jax.jvp, f))
-    for _ in x.shape[:-2]:
-        mapped = jax.vmap(mapped)
-    return mapped(x)
 
 
 def _normal(spec: Any, ndim: int) -> Spec:

@@ -11,8 +11,9 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from optax_structured.meshes.placement import by_matrix, like, product, repeated
+from optax_structured.meshes.placement import like, product, repeated
 from optax_structured.projectors.base import transpose
+from optax_structured.xla.by_matrix import by_matrix
 from optax_structured.xla.conditional import branch
 
 Orthonormalize = Literal["qr", "cholesky"]

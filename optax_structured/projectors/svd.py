@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 
-from optax_structured.meshes.placement import by_matrix, like
+from optax_structured.meshes.placement import like
 from optax_structured.projectors.base import Basis, OneSided, transpose, where_usable
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
+from optax_structured.xla.by_matrix import by_matrix
 
 
 @dataclasses.dataclass(frozen=True)

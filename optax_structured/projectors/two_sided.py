@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from optax_structured.meshes.placement import by_matrix, like
+from optax_structured.meshes.placement import like
 from optax_structured.projectors.base import Basis, Projector, transpose, where_usable
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
 from optax_structured.trees import Axes
+from optax_structured.xla.by_matrix import by_matrix
 
 
 class Sides(NamedTuple):

@@ -30,7 +30,7 @@ def prox_point(
     r"""The prox point :math:`\hat W` of the last step, read from an optimizer state.
 
     The sums of `dual_averaging` pose the subproblem of the last step; solving it again gives its
-    point, so that no copy need be kept. A point that `record_point` kept is given as it is.
+    point, so that no copy need be kept. A point that `record_point` kept is returned unchanged.
 
     Args:
       state: of `ramda`, `rmda` or a chain of their elements, or of a chain with `record_point`,

@@ -160,7 +160,7 @@ class SparseGroupLasso(ShrunkGroups, Norm):
 
 @dataclasses.dataclass(frozen=True)
 class GroupL0(Grouped):
-    r"""The (weighted) number of nonzero groups: groups are kept as they are or dropped.
+    r"""The (weighted) number of nonzero groups: groups are kept unchanged or dropped.
 
     .. math:: \psi(w) = \sum_g \omega\,[w_g \ne 0], \qquad
         \mathrm{prox}(u, m, \tau)_g = u_g

@@ -45,12 +45,12 @@ def stacked(regularizer: G) -> G:
 
     Raises:
       ValueError: a group axis that counts from the front, which stacking would shift.
-      TypeError: a regularizer without groups, which takes a stacked leaf as it is.
+      TypeError: a regularizer without groups, which takes a stacked leaf unchanged.
     """
     if not isinstance(regularizer, Grouped):
         raise TypeError(
             f"stacked takes a regularizer with groups, got {regularizer!r}; penalties on entries "
-            "and matrices take stacked leaves as they are"
+            "and matrices take stacked leaves unchanged"
         )
     given = regularizer.group_axis
     if any(axis >= 0 for axis in (given if isinstance(given, tuple) else (given,))):

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.meshes.placement import by_matrix, whole
+from optax_structured.meshes.placement import whole
 from optax_structured.regularizers.base import Norm, promote
 from optax_structured.regularizers.proximal_gradient import accelerated_proximal_gradient
 from optax_structured.trees.axes import Axes, normalize_axes
 from optax_structured.trees.precision import at_least_float32
+from optax_structured.xla.by_matrix import by_matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class NuclearNorm(Norm):
     `ProximalGradient(max_iters=5, rtol=1e-3)`.
 
     Each device does all SVDs of a sharded matrix itself, in the time of one device (eight emulated
-    devices of one CPU take eight times as long), and the matrix travels once a step. On automatic
+    devices of one CPU take eight times as long), and the matrix travels once per step. On automatic
     meshes JAX must be told the mesh for that, by `jax.set_mesh`: else it travels at each iteration.
     Layers stacked along an axis that is sharded are shared out.
 

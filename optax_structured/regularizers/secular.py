@@ -74,7 +74,7 @@ def _total(x: jax.Array, axes: Axes) -> jax.Array:
 def _root(
     b: jax.Array, metric: jax.Array, threshold: jax.Array, square: jax.Array, axes: Axes
 ) -> jax.Array:
-    """Where phi(theta) = 1 a group, given phi(0) = `square`; some number if dead or unshrunk."""
+    """Where phi(theta) = 1 per group, given phi(0) = `square`; some number if dead or unshrunk."""
     # What is small is written so that few arrays are stored: each costs XLA a kernel to compile.
     alive = (square > 1) & ~jnp.isinf(square)
     norm = jnp.sqrt(jnp.where(alive, square, 4.0))

@@ -37,7 +37,7 @@ def accumulate(
 
     Args:
       inner: any optimizer, element or chain.
-      every: k, gradients a step, a Python int. A run may go on with another: gradients that wait
+      every: k, gradients per step, a Python int. A run may go on with another: gradients that wait
         by then are all part of the next mean.
 
     Returns:

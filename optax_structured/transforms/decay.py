@@ -1,4 +1,4 @@
-"""Weight decay of the weights as they are after the step."""
+"""Weight decay of the weights after the step."""
 
 from typing import Any, NamedTuple
 

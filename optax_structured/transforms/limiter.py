@@ -1,4 +1,4 @@
-"""The norm of an update may grow only by a small factor a step."""
+"""The norm of an update may grow only by a small factor per step."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,7 +26,7 @@ def norm_growth_limiter(
     *,
     per: Literal["leaf", "global"] = "leaf",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrinks updates so that their norm grows at most by a factor a step.
+    r"""Shrinks updates so that their norm grows at most by a factor per step.
 
     With :math:`s` the norm that was let through last,
 
@@ -34,10 +34,10 @@ def norm_growth_limiter(
         s \leftarrow \|U_t\|,
 
     so :math:`\|U_t\| \le \gamma(\|U_{t-1}\| + \epsilon)`, and norms shrink freely. The first norm
-    above zero passes as it is. A norm of zero is not remembered: as a limit it would hold all later
-    norms near :math:`\epsilon` for a thousand steps. Neither is one that is not finite: an update
-    with NaN stays NaN, one whose norm overflows becomes zero, and the next is limited as if that
-    had not been.
+    above zero passes unchanged. A norm of zero is not remembered: as a limit it would hold all
+    later norms near :math:`\epsilon` for a thousand steps. Neither is one that is not finite: an
+    update with NaN stays NaN, one whose norm overflows becomes zero, and the next is limited as if
+    that had not been.
 
     Args:
       growth: :math:`\gamma`, a number or schedule; 1 to 1.1, 1.01 in Fira.

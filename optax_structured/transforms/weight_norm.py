@@ -56,7 +56,7 @@ def weight_normalized(
 
     Args:
       direction: a whole optimizer, learning rate included; sees :math:`G_v`, and the gradients of
-        leaves that are not normalised, whose updates come back as they are.
+        leaves that are not normalised, whose updates pass through unchanged.
       magnitude: likewise; sees one dictionary from path to the :math:`G_g` of that leaf.
       where: the leaves to normalise and which of their axes are rows (outputs) and columns
         (inputs): an `Axes` or `rules` of them and None. By default all with two axes or more, in
@@ -257,5 +257,5 @@ def _norms(rows: jax.Array) -> jax.Array:
 
 
 def _over(rows: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Rows divided by numbers; as they are where the number is zero."""
+    """Rows divided by numbers; unchanged where the number is zero."""
     return rows / jnp.where(lengths > 0, lengths, 1)[..., None]

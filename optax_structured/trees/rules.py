@@ -138,7 +138,7 @@ class Rules:
     def table(self, params: Any) -> str:
         """Plain text: what the leaves get, one row for those that differ in numbers only.
 
-        A leaf that cannot take the default is shown as it is treated, left plain, and why.
+        A leaf that cannot take the default is shown as plain, with the reason.
 
         >>> import jax.numpy as jnp
         >>> table = rules(("bias", None), default="sparse")
@@ -189,7 +189,7 @@ def resolve(structure: Any, params: Any) -> list[Any]:
     A spec may have `check(shape)`, which raises ValueError when a leaf of that shape cannot take
     it. A leaf that cannot take the *default* stays plain; a leaf that matches a pattern and cannot
     take the pattern's spec is an error. A spec may also have `fitted(shape)`, the spec as it
-    applies to a leaf of that shape. Values with neither are taken as they are.
+    applies to a leaf of that shape. Values with neither apply unchanged.
 
     Args:
       structure: a `Rules`, or a single spec or None, which then is the default of all leaves.

@@ -1,4 +1,9 @@
-"""A conditional that stays one under `vmap`."""
+"""A conditional that stays one under `vmap`.
+
+Backend: all, since JAX makes a select of it. Gain: an ensemble of eight refits its subspaces when
+one of them is due; with `lax.cond` at every step, which takes 335 ms where it takes 0.1 (8 SVDs).
+It can go when `lax.cond` passes tests/contracts/test_vmap.py in its place.
+"""
 
 from collections.abc import Callable
 from typing import Any

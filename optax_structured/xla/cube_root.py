@@ -1,4 +1,9 @@
-"""A cube root that XLA can keep inside one elementwise loop."""
+"""A cube root that XLA can keep inside one elementwise loop.
+
+Backend: CPUs, where `jnp.cbrt` calls a scalar function per element. Gain: a step of `ramda` without
+prox takes 0.12 of that of `optax.contrib.madgrad`, which differs in its root.
+It can go when `tests/benchmarks/proximal_step.py` tells no difference from `jnp.cbrt`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +16,9 @@ _GUESS = 0x54A21D2A
 def cube_root(x: jax.Array) -> jax.Array:
     r""":math:`\sqrt[3]{x}` for :math:`x \ge 0`; relative error at most 3e-7 in float32.
 
-    In float32, `jnp.cbrt` calls a scalar function for every element on CPU. Here a guess from the
-    exponent bits is refined by two division-free steps for :math:`x^{-1/3}`, whose operations all
-    vectorise and fuse. Below 1e-37 the result is between 0 and the root. Other precisions use
-    `jnp.cbrt`. NaN and infinity pass through.
+    In float32, a guess from the exponent bits is refined by two division-free steps for
+    :math:`x^{-1/3}`, whose operations all vectorise and fuse. Below 1e-37 the result
+    is between 0 and the root. Other precisions use `jnp.cbrt`. NaN and infinity pass through.
     """
     if x.dtype != jnp.float32:
         return jnp.cbrt(x)

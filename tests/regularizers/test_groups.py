@@ -60,7 +60,7 @@ def test_stacked_layers_are_solved_one_by_one(kind):
 def test_stacked_wants_axes_from_the_end_and_a_group():
     with pytest.raises(ValueError, match="counts from the end, got 0"):
         layer_axes.stacked(r.GroupLasso(0))
-    with pytest.raises(TypeError, match="take stacked leaves as they are"):
+    with pytest.raises(TypeError, match="take stacked leaves unchanged"):
         layer_axes.stacked(r.L1())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import optax_structured as oxs
-from optax_structured.meshes.placement import by_matrix
+from optax_structured.xla.by_matrix import by_matrix
 
 LAPACK = re.compile(r"@lapack_\w+\(.*: \(tensor<((?:\d+x)*)f\d+>")
 
