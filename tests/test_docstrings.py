@@ -29,7 +29,7 @@ NOT_BUILT_BY_USERS = {
     "adapters.FactorSolver",
     "adapters.Node",
     "adapters.Spectrum",
-    "low_rank.Frame",
+    "projectors.Frame",
     "low_rank.OneSided",
     "low_rank.Projector",
     "low_rank.Refresh",
