@@ -41,6 +41,8 @@ NOT_BUILT_BY_USERS = {
     "proximal.Subproblem",
     "quantization.Codec",
     "regularizers.Regularizer",
+    "weights.Form",
+    "weights.Weight",
 }
 
 

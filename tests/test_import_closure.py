@@ -1,4 +1,4 @@
-"""What one has to read for a recipe: no low-rank recipe needs the proximal side, nor the reverse."""
+"""What a recipe needs: no low-rank recipe loads the proximal side, nor the reverse."""
 
 import ast
 import pathlib

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from optax_structured.presets.kernels import Core, of_convolution
+from optax_structured.presets.watched import Cores, watched
 from optax_structured.trees import named_leaves
 
 
@@ -14,24 +15,15 @@ def found(
     """The abstract parameters, and the layers that are known by the path of their kernel."""
     import haiku as hk
 
-    cores: dict[str, Core] = {}
-
-    def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        result = call(*args, **kwargs)
-        if context.method_name != "__call__":
-            return result
-        own = f"{context.module.module_name}/"
-        for path, weight in context.module.params_dict().items():
-            core = _core(context.module, path.removeprefix(own), weight.shape)
-            if core is not None:
-                cores[path] = core
-        return result
+    def layers(module: Any, *_: Any) -> Cores:
+        for path, weight in module.params_dict().items():
+            name = path.removeprefix(f"{module.module_name}/")
+            yield path, _core(module, name, weight.shape)
 
     def init(*inputs: Any) -> Any:
-        with hk.intercept_methods(look):
-            return model.init(jax.random.key(0), *inputs, **named)
+        return model.init(jax.random.key(0), *inputs, **named)
 
-    made = jax.eval_shape(init, *inputs)
+    made, cores = watched(hk.intercept_methods, init, inputs, layers)
     params = made[0] if isinstance(made, tuple) else made
     for path, _ in named_leaves(params):  # a layer stack calls its layers by their inner names
         stack, _, inner = path.partition("/")

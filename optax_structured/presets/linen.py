@@ -6,6 +6,7 @@ import jax
 
 from optax_structured.presets.kernels import Core, of_convolution, of_einsum
 from optax_structured.presets.nnx import general
+from optax_structured.presets.watched import Cores, watched
 
 
 def found(
@@ -14,23 +15,16 @@ def found(
     """The abstract parameters, and the layers that are known by the path of their kernel."""
     from flax import linen as nn
 
-    cores: dict[str, Core] = {}
-
-    def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        result = call(*args, **kwargs)
-        module = context.module
-        if context.method_name == "__call__" and module.has_variable("params", "kernel"):
-            core = _core(module, module.get_variable("params", "kernel").shape, args, kwargs)
-            if core is not None:
-                cores["/".join((*module.path, "kernel"))] = core
-        return result
+    def layers(module: Any, args: Any, kwargs: Any) -> Cores:
+        if module.has_variable("params", "kernel"):
+            shape = module.get_variable("params", "kernel").shape
+            yield "/".join((*module.path, "kernel")), _core(module, shape, args, kwargs)
 
     def init(*inputs: Any) -> Any:
         key = jax.random.key(0)
-        with nn.intercept_methods(look):
-            return model.init({"params": key, "dropout": key}, *inputs, **named)
+        return model.init({"params": key, "dropout": key}, *inputs, **named)
 
-    variables = jax.eval_shape(init, *inputs)
+    variables, cores = watched(nn.intercept_methods, init, inputs, layers)
     return nn.unbox(variables).get("params", {}), cores
 
 

@@ -110,12 +110,7 @@ def low_rank(
     def value(kernel: Kernel) -> LowRank | None:
         if not kernel.linear:
             return None
-        whole = dataclasses.replace(spec, axes=_axes(kernel, spec.axes.side))
-        try:
-            whole.check(kernel.shape)
-        except ValueError:
-            return None
-        return whole
+        return _taken(dataclasses.replace(spec, axes=_axes(kernel, spec.axes.side)), kernel)
 
     return _rules(model, inputs, named, plain, value)
 
@@ -169,14 +164,19 @@ def groups(
         axes = _grouped_axes(kernel, by)
         if axes is None:
             return None
-        made = penalty(axes[0] if len(axes) == 1 else axes, batch_axis=kernel.batch)
-        try:
-            made.check(kernel.shape)
-        except ValueError:
-            return None
-        return made
+        group_axis = axes[0] if len(axes) == 1 else axes
+        return _taken(penalty(group_axis, batch_axis=kernel.batch), kernel)
 
     return _rules(model, inputs, named, plain, value)
+
+
+def _taken(value: Any, kernel: Kernel) -> Any:
+    """The value, or None where the kernel cannot take it."""
+    try:
+        value.check(kernel.shape)
+    except ValueError:
+        return None
+    return value
 
 
 def _axes(kernel: Kernel, side: Any = "small") -> Axes:

@@ -67,11 +67,21 @@ class Dynamic(Codec):
         check_block("block", self.block, self.bits)
 
     def encode(self, x: jax.Array) -> DynamicCode:
-        return self.encode_blocks(in_blocks(x, self.block), x.shape)
+        blocks = in_blocks(x, self.block).astype(jnp.float32)
+        # Infinity counts as the largest number: 0 times it would spoil the block.
+        absmax = jnp.max(blocks, -1)
+        if self.signed:
+            absmax = jnp.maximum(absmax, -jnp.min(blocks, -1))
+        absmax = jnp.clip(absmax, 0, np.finfo(np.float32).max)
+        codes = self._nearest(blocks / jnp.where(absmax == 0, 1, absmax)[..., None], blocks)
+        return DynamicCode(pack(codes) if self.bits == 4 else out_of_blocks(codes, x.shape), absmax)
 
     def decode(self, encoded: DynamicCode, shape: Sequence[int] | None = None) -> jax.Array:
-        shape = encoded.codes.shape if shape is None else shape
-        return out_of_blocks(self.decode_blocks(encoded, shape), shape)
+        codes, absmax = encoded
+        shape = codes.shape if shape is None else shape
+        blocks = unpack(codes) if self.bits == 4 else in_blocks(codes, self.block)
+        numbers = lookup(codebook(self.bits, self.signed), blocks)
+        return out_of_blocks(numbers * absmax[..., None], shape)
 
     def abstract(self, shape: Sequence[int]) -> DynamicCode:
         """The codes of an array of this shape, as shapes."""
@@ -79,24 +89,6 @@ class Dynamic(Codec):
         codes = shape if self.bits == 8 else (*cut.lead, cut.blocks, cut.block // 2)
         like: Any = jax.ShapeDtypeStruct
         return DynamicCode(like(codes, jnp.uint8), like((*cut.lead, cut.blocks), jnp.float32))
-
-    def encode_blocks(self, blocks: jax.Array, shape: Sequence[int]) -> DynamicCode:
-        """The codes of an array of this shape, from its blocks as `in_blocks` gives them."""
-        blocks = blocks.astype(jnp.float32)
-        # Infinity counts as the largest number: 0 times it would spoil the block.
-        absmax = jnp.max(blocks, -1)
-        if self.signed:
-            absmax = jnp.maximum(absmax, -jnp.min(blocks, -1))
-        absmax = jnp.clip(absmax, 0, np.finfo(np.float32).max)
-        codes = self._nearest(blocks / jnp.where(absmax == 0, 1, absmax)[..., None], blocks)
-        return DynamicCode(pack(codes) if self.bits == 4 else out_of_blocks(codes, shape), absmax)
-
-    def decode_blocks(self, encoded: DynamicCode, shape: Sequence[int]) -> jax.Array:
-        """The blocks of an array of this shape, as `in_blocks` would give them."""
-        codes, absmax = encoded
-        blocks = unpack(codes) if self.bits == 4 else in_blocks(codes, self.block)
-        numbers = lookup(codebook(self.bits, self.signed), blocks)
-        return numbers * absmax[..., None]
 
     def _nearest(self, ratio: jax.Array, x: jax.Array) -> jax.Array:
         """The codes of entries, from their ratio to the largest of their block."""

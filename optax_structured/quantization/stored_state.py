@@ -55,34 +55,24 @@ class Plan:
                 nodes[i] = 0.0
         return found, jax.tree.structure(structure.unflatten(nodes))
 
-    def encode(self, places: Sequence[int], arrays: Sequence[Any], in_blocks: bool = False) -> Any:
+    def encode(self, places: Sequence[int], arrays: Sequence[Any]) -> list[Any]:
         """Arrays of the state, stored."""
-        return [self._encode(i, x, in_blocks) for i, x in zip(places, arrays, strict=True)]
+        return [self._encode(i, x) for i, x in zip(places, arrays, strict=True)]
 
-    def _encode(self, i: int, x: Any, in_blocks: bool) -> Any:
+    def _encode(self, i: int, x: Any) -> Any:
         codec, leaf = self.codecs[i], self.leaves[i]
         if codec is None:  # computed in float32, and kept as the inner transformation keeps it
             return x if x.dtype == leaf.dtype else x.astype(leaf.dtype)
         with self.named(self.owners[i]):
-            return codec.encode_blocks(x, leaf.shape) if in_blocks else codec.encode(x)
+            return codec.encode(x)
 
-    def decode(self, i: int, x: Any, in_blocks: bool = False) -> jax.Array:
+    def decode(self, i: int, x: Any) -> jax.Array:
         """One array of the state, from what is stored."""
         codec, leaf = self.codecs[i], self.leaves[i]
         if codec is None:
             return x
-        decode = codec.decode_blocks if in_blocks else codec.decode
         with self.named(self.owners[i]):
-            return decode(x, leaf.shape).astype(wide_dtype(leaf))
-
-    def block(self, due: Sequence[int], shape: tuple[int, ...]) -> int | None:
-        """The size of the whole blocks in which a parameter and all of its state can be seen."""
-        codecs = [self.codecs[i] for i in due]
-        sizes = {codec.block for codec in codecs if codec is not None}
-        if len(sizes) != 1 or None in codecs or {self.leaves[i].shape for i in due} != {shape}:
-            return None
-        (size,) = sizes
-        return size if math.prod(shape) % size == 0 else None
+            return codec.decode(x, leaf.shape).astype(wide_dtype(leaf))
 
     def name(self, owner: int | None) -> str:
         """The path of a parameter."""

@@ -1,11 +1,11 @@
 """Parameters in another form: products of factors, codes of 8 bits, a grid."""
 
-from optax_structured.weights.factors import Factors, factorize, merge, train_factors
+from optax_structured.weights.base import Form, Weight, merge
+from optax_structured.weights.factors import Factors, factorize, train_factors
 from optax_structured.weights.on_grid import KeepOnGridState, keep_on_grid
 from optax_structured.weights.quantized import (
     QuantizedWeight,
     apply_updates,
-    dequantize_weights,
     quantize_weights,
 )
 from optax_structured.weights.spectra import singular_values
@@ -19,12 +19,13 @@ from optax_structured.weights.welore import (
 __all__ = [
     "LLAMA_2_THRESHOLDS",
     "Factors",
+    "Form",
     "KeepOnGridState",
     "QuantizedWeight",
+    "Weight",
     "WelorePlan",
     "WelorePlanEntry",
     "apply_updates",
-    "dequantize_weights",
     "factorize",
     "keep_on_grid",
     "merge",

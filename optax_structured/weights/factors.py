@@ -9,13 +9,14 @@ import numpy as np
 import optax
 
 from optax_structured.trees import Axes, map_named, named_leaves, rules
+from optax_structured.weights.base import Form, Weight, init
 from optax_structured.weights.spectra import host_matrix
 from optax_structured.weights.welore import WelorePlan
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Factors:
+class Factors(Weight):
     r"""A matrix, or a stack of them, as a product of two factors of one rank.
 
     Args:
@@ -27,7 +28,7 @@ class Factors:
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
       >>> factors = oxs.weights.Factors(jnp.ones((3, 1)), jnp.ones((1, 2)), oxs.Axes(), (3, 2))
-      >>> factors.product().shape
+      >>> factors.merged().shape
       (3, 2)
     """
 
@@ -36,8 +37,7 @@ class Factors:
     axes: Axes = dataclasses.field(metadata={"static": True})
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
-    def product(self) -> jax.Array:
-        """The leaf itself."""
+    def merged(self) -> jax.Array:
         return self.axes.from_matrix(jnp.matmul(self.left, self.right), self.shape)
 
 
@@ -72,32 +72,27 @@ def factorize(params: Any, plan: WelorePlan) -> Any:
             f"factorize: the plan names {min(unknown)!r}, which is not a path of these parameters"
         )
 
-    def one(path: str, leaf: Any) -> Any:
+    def form(path: str, leaf: Any) -> Product | None:
         rank = plan.get(path)
-        if rank is None:
-            return leaf
-        axes = views.get(path, Axes())
-        u, s, vt = np.linalg.svd(host_matrix(path, axes, leaf), full_matrices=False)
-        root = np.sqrt(s[..., :rank])
-        left, right = u[..., :rank] * root[..., None, :], root[..., None] * vt[..., :rank, :]
+        return None if rank is None else Product(rank, views.get(path, Axes()))
+
+    return init(params, map_named(form, params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Product(Form):
+    """The best two factors of a rank."""
+
+    rank: int
+    axes: Axes
+
+    def init(self, path: str, leaf: Any) -> Factors:
+        u, s, vt = np.linalg.svd(host_matrix(path, self.axes, leaf), full_matrices=False)
+        root = np.sqrt(s[..., : self.rank])
+        left = u[..., : self.rank] * root[..., None, :]
+        right = root[..., None] * vt[..., : self.rank, :]
         left, right = (jnp.asarray(x, leaf.dtype) for x in (left, right))
-        return Factors(left, right, axes, leaf.shape)
-
-    return map_named(one, params)
-
-
-def merge(params: Any) -> Any:
-    """Multiplies all `Factors` out: the parameters of the dense model, differentiable and jittable.
-
-    Args:
-      params: from `factorize`, trained or not.
-
-    Returns:
-      A tree with the structure that `factorize` was given.
-
-    Example: see `factorize`.
-    """
-    return jax.tree.map(lambda x: x.product() if _is_factors(x) else x, params, is_leaf=_is_factors)
+        return Factors(left, right, self.axes, leaf.shape)
 
 
 def train_factors(

@@ -15,11 +15,12 @@ from optax_structured.quantization.codec import AffineCode
 from optax_structured.quantization.rounding import cast_stochastically
 from optax_structured.trees import Rules, as_rules, map_named, resolve
 from optax_structured.trees.precision import at_least_float32, finite
+from optax_structured.weights.base import Form, Weight, init
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class QuantizedWeight:
+class QuantizedWeight(Weight):
     """A parameter in codes.
 
     Args:
@@ -30,7 +31,7 @@ class QuantizedWeight:
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
       >>> weight = oxs.weights.quantize_weights(jnp.linspace(-0.5, 2.05, 6).reshape(2, 3))
-      >>> weight.code.codes.tolist(), weight.value().shape
+      >>> weight.code.codes.tolist(), weight.merged().shape
       ([[0, 51, 102], [153, 204, 255]], (2, 3))
     """
 
@@ -38,8 +39,7 @@ class QuantizedWeight:
     codec: Affine = dataclasses.field(metadata={"static": True})
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
-    def value(self) -> jax.Array:
-        """The parameter, float32 or wider."""
+    def merged(self) -> jax.Array:
         return self.codec.decode(self.code, self.shape)
 
 
@@ -72,7 +72,7 @@ def quantize_weights(params: Any, codec: Affine | Rules = Affine()) -> Any:  # n
       ...     return jnp.sum((x @ params["kernel"] + params["bias"]) ** 2)
       >>> @jax.jit
       ... def step(weights, state, x, key):
-      ...     params = oxs.weights.dequantize_weights(weights)
+      ...     params = oxs.weights.merge(weights)
       ...     gradient = jax.grad(loss)(params, x)
       ...     updates, state = optimizer.update(gradient, state, params)
       ...     return oxs.apply_updates(weights, updates, key), state
@@ -84,33 +84,8 @@ def quantize_weights(params: Any, codec: Affine | Rules = Affine()) -> Any:  # n
     Reference: Zhang et al., `Q-GaLore <https://arxiv.org/abs/2407.08296>`_, 2024, whose groups do
     not contain 0 (`Affine(published=True)`): one that is all positive is cut off there.
     """
-    codecs = resolve(weight_codecs(codec), params)
     structure: Any = jax.tree.structure(params)
-
-    def stored(path: str, leaf: Any, grid: Grid | None) -> Any:
-        if grid is None:
-            return leaf
-        with of_leaf("quantize_weights: the weight", path):
-            return QuantizedWeight(grid.encode(leaf), grid.codec, jnp.shape(leaf))
-
-    return map_named(stored, params, structure.unflatten(codecs))
-
-
-def dequantize_weights(weights: Any) -> Any:
-    """The parameters themselves, for the model: float32 or wider where they were in codes.
-
-    Args:
-      weights: from `quantize_weights` or `apply_updates`.
-
-    Returns:
-      A tree with the structure that `quantize_weights` was given. Take the gradient with respect to
-      it: nothing is differentiated through the rounding.
-
-    Example: see `quantize_weights`.
-    """
-    return jax.tree.map(
-        lambda w: w.value() if is_quantized(w) else w, weights, is_leaf=is_quantized
-    )
+    return init(params, structure.unflatten(resolve(weight_codecs(codec), params)))
 
 
 def apply_updates(weights: Any, updates: Any, key: jax.Array) -> Any:
@@ -135,9 +110,9 @@ def apply_updates(weights: Any, updates: Any, key: jax.Array) -> Any:
     """
 
     def add(path: str, update: jax.Array, weight: Any) -> Any:
-        if is_quantized(weight):
+        if isinstance(weight, QuantizedWeight):
             with of_leaf("apply_updates: the weight", path):
-                moved = Grid(weight.codec).moved(weight.value(), update, key_of(path, key))
+                moved = Grid(weight.codec).moved(weight.merged(), update, key_of(path, key))
             return dataclasses.replace(weight, code=moved)
         total = at_least_float32(weight) + update
         if weight.dtype == jnp.bfloat16:
@@ -147,13 +122,8 @@ def apply_updates(weights: Any, updates: Any, key: jax.Array) -> Any:
     return map_named(add, updates, weights)
 
 
-def is_quantized(x: Any) -> bool:
-    """Whether a node of a tree of weights is in codes."""
-    return isinstance(x, QuantizedWeight)
-
-
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class Grid(Form):
     """A codec as a value of `rules` over parameters."""
 
     codec: Affine
@@ -169,9 +139,9 @@ class Grid:
     def __repr__(self) -> str:
         return repr(self.codec)
 
-    def encode(self, weight: jax.Array) -> AffineCode:
-        """The nearest codes."""
-        return self.codec.encode(weight)
+    def init(self, path: str, leaf: Any) -> QuantizedWeight:
+        with of_leaf("quantize_weights: the weight", path):
+            return QuantizedWeight(self.codec.encode(leaf), self.codec, jnp.shape(leaf))
 
     def moved(self, weight: jax.Array, update: jax.Array, key: jax.Array | None) -> AffineCode:
         """The codes of a weight after an update."""

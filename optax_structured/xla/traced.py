@@ -36,7 +36,7 @@ class Traced:
         """
         found: dict[Any, set[int]] = {v: {i} for i, v in enumerate(self._program.invars)}
         for equation in self._program.eqns:
-            read = set().union(*(found.get(v, set()) for v in _variables(equation.invars)))
+            read = set().union(*(found.get(v, set()) for v in core.variables(equation.invars)))
             found.update(dict.fromkeys(equation.outvars, read))
         outputs = self._program.outvars
         return [set() if isinstance(v, core.Literal) else found.get(v, set()) for v in outputs]
@@ -59,28 +59,12 @@ class Traced:
             pending.append(equation)
             made = [v for v in equation.outvars if v in waiting]
             if made:
-                _evaluate(program, pending, values)
+                core.evaluate(program, pending, values)
                 pending = []
             for v in made:
                 values[v] = changes[waiting[v]](values[v])
                 done.add(waiting[v])
-        _evaluate(program, pending, values)
+        core.evaluate(program, pending, values)
         found = [v.val if isinstance(v, core.Literal) else values[v] for v in outputs]
         rest = (changes.get(i) if i not in done else None for i in range(len(found)))
         return [x if change is None else change(x) for x, change in zip(found, rest, strict=True)]
-
-
-def _evaluate(program: Any, equations: list[Any], values: dict[Any, Any]) -> None:
-    """Adds the results of equations to `values`."""
-    if not equations:
-        return
-    made = [v for e in equations for v in e.outvars if not isinstance(v, core.DropVar)]
-    new = set(made)
-    used = list(dict.fromkeys(v for e in equations for v in _variables(e.invars) if v not in new))
-    part = program.replace(constvars=[], invars=used, outvars=made, eqns=equations)
-    run = core.jaxpr_as_fun(core.ClosedJaxpr(part, []))
-    values.update(zip(made, run(*(values[v] for v in used)), strict=True))
-
-
-def _variables(operands: Sequence[Any]) -> list[Any]:
-    return [v for v in operands if not isinstance(v, core.Literal)]

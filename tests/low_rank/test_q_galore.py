@@ -125,15 +125,15 @@ def test_weights_in_codes_follow_the_same_trajectory():
     codec = oxs.Affine(group=16)
     table = oxs.rules(("kernel", oxs.LowRank(2, period=3)), default=None)
     weights = oxs.weights.quantize_weights(normal_tree("w", SMALL), codec)
-    params = oxs.weights.dequantize_weights(weights)
+    params = oxs.weights.merge(weights)
     tx, plain = (oxs.q_galore(0.01, table, weights=w, seed=7) for w in (codec, None))
     grads = [normal_tree(t, SMALL) for t in range(10)]
     state, step = plain.init(params), jax.jit(plain.update)
     for t, (expected, _) in enumerate(trajectory(tx, params, grads)):
-        updates, state = step(grads[t], state, oxs.weights.dequantize_weights(weights))
+        updates, state = step(grads[t], state, oxs.weights.merge(weights))
         key = jax.random.fold_in(jax.random.key(7), t)
         weights = oxs.apply_updates(weights, updates, key)
-        got = oxs.weights.dequantize_weights(weights)
+        got = oxs.weights.merge(weights)
         level = jnp.max(weights["kernel"].code.scale)
         assert jnp.max(jnp.abs(got["kernel"] - expected["kernel"])) <= 1e-3 * level
         assert_equal(got["bias"], expected["bias"])

@@ -210,7 +210,7 @@ def test_nothing_is_promoted_silently(codec, dtype):
             weights = oxs.apply_updates(
                 oxs.weights.quantize_weights({"w": x}, codec), {"w": x}, jax.random.key(0)
             )
-            assert oxs.weights.dequantize_weights(weights)["w"].dtype == jnp.float32
+            assert oxs.weights.merge(weights)["w"].dtype == jnp.float32
 
 
 # Dual averaging

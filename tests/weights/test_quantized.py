@@ -21,7 +21,7 @@ either_codec = pytest.mark.parametrize("codec", [INT8, oxs.Affine(4, GROUP)], id
 
 def on_grid(params, codec=INT8):
     """What is exactly on the grid, and whose groups span all levels."""
-    return oxs.weights.dequantize_weights(oxs.weights.quantize_weights(params, codec))
+    return oxs.weights.merge(oxs.weights.quantize_weights(params, codec))
 
 
 def moved(params, updates, **settings):
@@ -46,7 +46,7 @@ def levels(codec):
 def test_the_container_holds_matrices_to_half_a_level(codec):
     params = normal_tree("w", SHAPES)
     weights = oxs.weights.quantize_weights(params, codec)
-    values = oxs.weights.dequantize_weights(weights)
+    values = oxs.weights.merge(weights)
     assert jax.tree.structure(values) == jax.tree.structure(params)
     for name, level in levels(codec).items():
         assert jnp.max(jnp.abs(values[name] - params[name])) <= 0.501 * level
@@ -60,7 +60,7 @@ def test_the_container_holds_matrices_to_half_a_level(codec):
 @pytest.mark.parametrize("seed", range(3))
 def test_an_update_of_zero_changes_no_code(codec, seed):
     weights = oxs.weights.quantize_weights(normal_tree("w", SHAPES), codec)
-    zeros = jax.tree.map(jnp.zeros_like, oxs.weights.dequantize_weights(weights))
+    zeros = jax.tree.map(jnp.zeros_like, oxs.weights.merge(weights))
     new = oxs.apply_updates(weights, zeros, jax.random.key(seed))
     for name in ("kernel", "odd"):
         old, code = weights[name].code, new[name].code
@@ -72,14 +72,14 @@ def test_an_update_of_zero_changes_no_code(codec, seed):
 def test_updates_are_right_on_average():
     """Far below a level, and with the variance of a coin: f (1 - f) squared levels."""
     weights = oxs.weights.quantize_weights({"w": normal("w", (8, 12))}, INT8)
-    value = oxs.weights.dequantize_weights(weights)["w"]
+    value = oxs.weights.merge(weights)["w"]
     level = jnp.repeat(weights["w"].code.scale.ravel(), GROUP).reshape(8, 12)
     codes = weights["w"].code.codes.astype(int)
     inside = (codes > 5) & (codes < 250)  # the ends of a group stay, and with them the levels
     assert jnp.sum(inside) > 60
     update = jnp.where(inside, 0.3 * level * normal("u", (8, 12)), 0)
     keys = jax.random.split(jax.random.key(0), COUNT)
-    step = jax.vmap(lambda key: oxs.apply_updates(weights, {"w": update}, key)["w"].value())
+    step = jax.vmap(lambda key: oxs.apply_updates(weights, {"w": update}, key)["w"].merged())
     drawn = jax.jit(step)(keys)
     fraction = (update / level) % 1
     spread = level * jnp.sqrt(fraction * (1 - fraction))
@@ -109,7 +109,7 @@ def test_weights_in_codes_survive_a_checkpoint(tmp_path):
         checkpointer.wait_until_finished()
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, weights)
         restored = checkpointer.restore(tmp_path / "w", like)
-    assert_equal(oxs.weights.dequantize_weights(restored), oxs.weights.dequantize_weights(weights))
+    assert_equal(oxs.weights.merge(restored), oxs.weights.merge(weights))
 
 
 # The element
@@ -117,7 +117,7 @@ def test_weights_in_codes_survive_a_checkpoint(tmp_path):
 
 def test_the_element_and_the_container_agree():
     weights = oxs.weights.quantize_weights(normal_tree("w", SHAPES), INT8)
-    params = oxs.weights.dequantize_weights(weights)
+    params = oxs.weights.merge(weights)
     tx = oxs.weights.keep_on_grid(INT8, seed=3)
     state = tx.init(params)
     for t in range(20):
@@ -126,7 +126,7 @@ def test_the_element_and_the_container_agree():
         weights = oxs.apply_updates(weights, updates, key)
         change, state = tx.update(updates, state, params)
         params = optax.apply_updates(params, change)
-        for name, value in oxs.weights.dequantize_weights(weights).items():
+        for name, value in oxs.weights.merge(weights).items():
             width = jnp.max(jnp.abs(value)) / 127
             assert jnp.max(jnp.abs(value - params[name])) <= 1e-4 * width
 

@@ -13,7 +13,7 @@ from tolerances import rounding
 from optax_structured import presets
 from optax_structured.low_rank import LowRank
 from optax_structured.trees import Axes, rules
-from optax_structured.weights.factors import Factors, factorize, merge, train_factors
+from optax_structured.weights import Factors, factorize, merge, train_factors
 from optax_structured.weights.welore import LLAMA_2_THRESHOLDS, singular_values, welore_plan
 
 GOLDEN = load("welore-rank-selection")
