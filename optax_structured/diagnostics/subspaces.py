@@ -184,5 +184,5 @@ def _growth(low_rank: Any) -> float:
     if as_rules(low_rank).has_default:
         values.append(as_rules(low_rank).default)
     rules = [value.residual for value in values if isinstance(value, LowRank)]
-    limited = [rule.growth for rule in rules if isinstance(rule, NormScaled | Scaling)]
+    limited = [rule.growth for rule in rules if isinstance(rule, Scaling)]
     return min(limited, default=NormScaled().growth)

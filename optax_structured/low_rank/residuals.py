@@ -130,76 +130,20 @@ class ErrorFeedback(Residual):
 
 
 @dataclasses.dataclass(frozen=True)
-class NormScaled(Residual):
-    r"""Fira: what the subspace leaves out takes the step size of what it holds.
-
-    With one factor a column (rank axis reduced),
-    :math:`\varphi = \|N\| / (\|R\| + 10^{-8})`, and the limiter of norm growth on the residual,
-
-    .. math:: S = \varphi \circ (G - a P R), \qquad
-        L = \max\!\big(\tfrac{\|S\|}{s}, \gamma\big) / \gamma, \qquad
-        \text{update} = a P N + S / L, \quad s \leftarrow \|S\| / L.
-
-    As P has orthonormal columns, no third product is needed:
-    :math:`aPN + S/L = P (aN - a\varphi R/L) + \varphi G/L`, and
-    :math:`\|S\|^2 = \sum_c \varphi_c^2 (\|G_c\|^2 - (2a - a^2) \|R_c\|^2)`.
-
-    Args:
-      growth: :math:`\gamma \ge 1`; 1.01. `math.inf` switches the limiter off.
-      per: one factor a "column", or one a "matrix".
-      exact: subtract :math:`P R` instead of :math:`a P R`: what the paper writes. The published
-        results are from code that scales it.
-
-    Example:
-      >>> import optax_structured as oxs
-      >>> as_in_the_paper = oxs.NormScaled(exact=True)
-      >>> optimizer = oxs.fira(1e-2, oxs.LowRank(rank=2, residual=as_in_the_paper))
-
-    Reference: Chen et al., `Fira <https://arxiv.org/abs/2410.01623>`_, 2024.
-    """
-
-    growth: float = 1.01
-    per: Literal["column", "matrix"] = "column"
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        _check_scaling(self)
-
-    def check(self, projector: Projector) -> None:
-        _check_one_sided(self, projector)
-        if not projector.orthonormal:
-            raise ValueError(
-                f"NormScaled subtracts what is inside the subspace, for which {projector!r} needs "
-                "orthonormal columns; use Scaling(), or an orthonormal projector"
-            )
-
-    def init(self, frame: Frame, dtype: Any, places: Places) -> jax.Array:
-        # The norm of the last limited residual, one per matrix.
-        return places.basis(jnp.zeros(frame.batch, dtype))
-
-    def combine(
-        self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        inside = 1.0 if self.exact else step.scale
-        factor, held = _factor(low, direction, self.per)
-        squares = factor**2 * (_column_squares(step) - (2 * inside - inside**2) * held)
-        norm = jnp.sqrt(jnp.maximum(jnp.sum(squares, (-2, -1)), 0.0))
-        passed, norm = limit(norm, state, self.growth, _TINY)
-        factor = factor * passed[..., None, None]
-        lifted = step.lift(step.scale * direction - inside * factor * low)
-        return _plus_scaled_gradient(lifted, factor, step), norm.astype(state.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
 class Scaling(Residual):
     r"""APOLLO: the gradient itself, in the step sizes that the low-rank optimizer would take.
 
-    :math:`S = \varphi \circ G` with the factors of `NormScaled`, limited in the same way; the
-    update is :math:`a S / L`. Needs no orthonormal basis and no way back.
+    With one factor per column (rank axis reduced) and the limiter of norm growth,
+
+    .. math:: \varphi = \|N\| / (\|R\| + 10^{-8}), \qquad S = \varphi \circ G, \qquad
+        L = \max\!\big(\tfrac{\|S\|}{s}, \gamma\big) / \gamma, \qquad
+        \text{update} = a S / L, \quad s \leftarrow \|S\| / L.
+
+    Needs no orthonormal basis and no way back.
 
     Args:
-      growth: as in `NormScaled`.
-      per: one factor a "column", or one a "matrix" (APOLLO-Mini, rank 1).
+      growth: :math:`\gamma \ge 1`; 1.01. `math.inf` switches the limiter off.
+      per: one factor per "column", or one per "matrix" (APOLLO-Mini, rank 1).
 
     Example:
       >>> import math, optax_structured as oxs
@@ -213,13 +157,24 @@ class Scaling(Residual):
     per: Literal["column", "matrix"] = "column"
 
     def __post_init__(self) -> None:
-        _check_scaling(self)
+        if not self.growth >= 1:
+            raise ValueError(
+                "growth must be at least 1, the factor by which a norm may grow in a step, got "
+                f"{self.growth!r}"
+            )
+        if self.per not in ("column", "matrix"):
+            raise ValueError(f"per must be 'column' or 'matrix', got {self.per!r}")
 
     def check(self, projector: Projector) -> None:
-        _check_one_sided(self, projector)
+        if not isinstance(projector, OneSided):
+            raise ValueError(
+                f"{self!r} needs a projector with one matrix, which {projector!r} is not; use "
+                "Drop()"
+            )
 
     def init(self, frame: Frame, dtype: Any, places: Places) -> jax.Array:
-        return places.basis(jnp.zeros(frame.batch, dtype))  # as in NormScaled
+        # The norm of the last limited residual, one per matrix.
+        return places.basis(jnp.zeros(frame.batch, dtype))
 
     def combine(
         self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array
@@ -229,6 +184,57 @@ class Scaling(Residual):
         passed, norm = limit(norm, state, self.growth, _TINY)
         factor = step.scale * factor * passed[..., None, None]
         return _plus_scaled_gradient(None, factor, step), norm.astype(state.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormScaled(Scaling):
+    r"""Fira: what the subspace leaves out takes the step size of what it holds.
+
+    With the factors :math:`\varphi` of `Scaling`, and its limiter on the residual,
+
+    .. math:: S = \varphi \circ (G - a P R), \qquad
+        L = \max\!\big(\tfrac{\|S\|}{s}, \gamma\big) / \gamma, \qquad
+        \text{update} = a P N + S / L, \quad s \leftarrow \|S\| / L.
+
+    As P has orthonormal columns, no third product is needed:
+    :math:`aPN + S/L = P (aN - a\varphi R/L) + \varphi G/L`, and
+    :math:`\|S\|^2 = \sum_c \varphi_c^2 (\|G_c\|^2 - (2a - a^2) \|R_c\|^2)`.
+
+    Args:
+      growth: :math:`\gamma`, as in `Scaling`.
+      per: as in `Scaling`.
+      exact: subtract :math:`P R` instead of :math:`a P R`: what the paper writes. The published
+        results are from code that scales it.
+
+    Example:
+      >>> import optax_structured as oxs
+      >>> as_in_the_paper = oxs.NormScaled(exact=True)
+      >>> optimizer = oxs.fira(1e-2, oxs.LowRank(rank=2, residual=as_in_the_paper))
+
+    Reference: Chen et al., `Fira <https://arxiv.org/abs/2410.01623>`_, 2024.
+    """
+
+    exact: bool = False
+
+    def check(self, projector: Projector) -> None:
+        super().check(projector)
+        if not projector.orthonormal:
+            raise ValueError(
+                f"NormScaled subtracts what is inside the subspace, for which {projector!r} needs "
+                "orthonormal columns; use Scaling(), or an orthonormal projector"
+            )
+
+    def combine(
+        self, state: jax.Array, step: Step, low: jax.Array, direction: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        inside = 1.0 if self.exact else step.scale
+        factor, held = _factor(low, direction, self.per)
+        squares = factor**2 * (_column_squares(step) - (2 * inside - inside**2) * held)
+        norm = jnp.sqrt(jnp.maximum(jnp.sum(squares, (-2, -1)), 0.0))
+        passed, norm = limit(norm, state, self.growth, _TINY)
+        factor = factor * passed[..., None, None]
+        lifted = step.lift(step.scale * direction - inside * factor * low)
+        return _plus_scaled_gradient(lifted, factor, step), norm.astype(state.dtype)
 
 
 def _factor(low: jax.Array, direction: jax.Array, per: str) -> tuple[jax.Array, jax.Array]:
@@ -253,20 +259,3 @@ def _plus_scaled_gradient(lifted: jax.Array | None, factor: jax.Array, step: Ste
     """`lifted` plus the gradient with scaled columns."""
     scaled = step.frame.turn(factor) * finite(step.gradient).astype(factor.dtype)
     return scaled if lifted is None else lifted + scaled
-
-
-def _check_scaling(rule: Any) -> None:
-    if not rule.growth >= 1:
-        raise ValueError(
-            f"growth must be at least 1, the factor by which a norm may grow in a step, got "
-            f"{rule.growth!r}"
-        )
-    if rule.per not in ("column", "matrix"):
-        raise ValueError(f"per must be 'column' or 'matrix', got {rule.per!r}")
-
-
-def _check_one_sided(rule: Any, projector: Projector) -> None:
-    if not isinstance(projector, OneSided):
-        raise ValueError(
-            f"{rule!r} needs a projector with one matrix, which {projector!r} is not; use Drop()"
-        )

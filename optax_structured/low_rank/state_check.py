@@ -33,7 +33,7 @@ def check_leaves(
       held: the fields of the state that hold dictionaries by key.
       state: all of it.
     """
-    alike: dict[Any, dict[str, Arrays]] = {}  # leaves that are alike are asked for once
+    alike: dict[Any, dict[str, Arrays]] = {}  # once for leaves that are alike
     parts = {name: x if isinstance(x := getattr(state, name), Mapping) else {} for name in held}
     for key, (leaf, p) in leaves.items():
         aval = jax.typeof(leaf)
@@ -141,7 +141,7 @@ def _described(field: str, arrays: Arrays, p: Projected | None) -> list[str]:
         named = {f"{field}.{place}" if place else field: x for place, (x, _) in arrays.items()}
         return [f"{name} of shape {shape}" for name, shape in sorted(named.items())]
     codes, scales = arrays["codes"][0], arrays["scale"][0]
-    bits = 4 if codes[:-1] == scales else 8  # two codes a byte, and the blocks an axis
+    bits = 4 if codes[:-1] == scales else 8  # two codes per byte, and blocks are an axis
     entries = math.prod(codes) * 8 // bits
     group = codes[-1] * 2 if bits == 4 else -(-entries // math.prod(scales))
     rank = entries // (p.frame.count * p.frame.size)  # but for what fills the last group

@@ -81,7 +81,7 @@ class Reset(Transport):
 
 @dataclasses.dataclass(frozen=True)
 class Align(Transport):
-    r"""The new basis is turned towards the old one; the moments stay as they are.
+    r"""The new basis is turned towards the old one; the moments are kept unchanged.
 
     .. math:: P = P_{new} O, \qquad O = \operatorname{polar}(P_{new}^\top P_{old})
 

@@ -62,7 +62,7 @@ def low_rank_projection(
 
     (and what the residual rule adds). The inner transformation sees one flat dictionary, from path
     (joined by ":") to low-rank leaf R of shape (\*batch, rank, length), float32 at least. Leaves
-    that are not projected are in it as they are, and so are their updates, without :math:`a`.
+    that are not projected pass through it unchanged in shape, and their updates without :math:`a`.
 
     A gradient that is not finite counts as zero there, and neither it nor a zero gradient ever
     becomes a basis: the leaf (or matrix of a stack) keeps its old one, or waits for its first.

@@ -1,4 +1,4 @@
-r"""Numbers and bytes of optimizer state by the published formulas, one method a line.
+r"""Numbers and bytes of optimizer state by the published formulas, one method per line.
 
 A matrix has a compressed axis of `size` entries, of which `rank` are kept, and another of `length`
 entries. The papers compress the smaller axis (:math:`q` of :math:`p \ge q`); with

@@ -207,7 +207,7 @@ def memory_report(
     >>> report.weight_bytes, report.state_bytes, report.state_numbers, report.formula_numbers
     (60, 124, 31, 30)
 
-    Of a quantized state, codes and scales, here one a block of 256:
+    Of a quantized state, codes and scales, here one per block of 256:
 
     >>> params = {"kernel": jnp.zeros((64, 64))}
     >>> report = memory_report(oxs.quantized(optax.adam(1e-3)), params)

@@ -47,28 +47,16 @@ def singular_vectors(a: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def householder(rows: jax.Array) -> jax.Array:
-    r"""Q of the factorisation LQ with positive diagonal of L: orthonormal whatever the rows are.
-
-    It is the QR of the columns, whose layout LAPACK shares with our rows: the barrier keeps XLA
-    from moving a transpose, which is free where it is, to where it is a copy.
-    """
+    r"""Q of the factorisation LQ with positive diagonal of L: orthonormal whatever the rows are."""
 
     def one(rows: jax.Array) -> jax.Array:
-        columns = transpose(jax.lax.optimization_barrier(rows))
-        raw, reflectors = jnp.linalg.qr(columns, mode="raw")
-        q = transpose(jax.lax.linalg.householder_product(transpose(raw), reflectors))
-        return jax.lax.select(repeated(diagonal(raw) < 0, q), -q, q)
+        q, r = jnp.linalg.qr(transpose(rows))
+        # As a masked sum: over a stride in a large stack the TPU compiler runs out of memory.
+        diagonal = jnp.sum(jnp.where(jnp.eye(r.shape[-1], dtype=bool), r, 0), -1)
+        q = transpose(q)
+        return jax.lax.select(repeated(diagonal < 0, q), -q, q)
 
     return like(by_matrix(one, rows), rows)
-
-
-def diagonal(wide: jax.Array) -> jax.Array:
-    r"""(\*batch, m) of (\*batch, m, n), m <= n.
-
-    As a masked sum: for a stride of n + 1 in a large stack the TPU compiler runs out of memory.
-    """
-    square = wide[..., : wide.shape[-2]]
-    return jnp.sum(jnp.where(jnp.eye(square.shape[-1], dtype=bool), square, 0), -1)
 
 
 def cholesky_qr2(rows: jax.Array) -> jax.Array:

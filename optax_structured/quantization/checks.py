@@ -18,7 +18,7 @@ def check_block(name: str, size: Any, bits: int) -> None:
     if size < 2:
         raise ValueError(f"{name} must be at least 2 entries, got {size!r}")
     if bits == 4 and size % 2:
-        raise ValueError(f"{name} must be even at 4 bits, two codes a byte, got {size!r}")
+        raise ValueError(f"{name} must be even at 4 bits, two codes per byte, got {size!r}")
 
 
 @contextlib.contextmanager

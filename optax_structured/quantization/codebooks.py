@@ -58,7 +58,7 @@ class Nearest(NamedTuple):
 def nearest(
     bits: int, signed: bool, settling: bool = False, keep_positive: bool = False
 ) -> Nearest:
-    """One table lookup and an addition take the place of a search over all borders.
+    """One table lookup and an addition instead of a search over all borders.
 
     Args:
       bits, signed: of the codebook.

@@ -74,7 +74,7 @@ def quantized(
       >>> import jax.numpy as jnp, optax, optax_structured as oxs
       >>> optimizer = oxs.quantized(optax.adam(1e-3))
       >>> params = {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)}
-      >>> oxs.state_bytes(optimizer, params)  # two bytes an entry, 8 a block, 8 an entry of bias
+      >>> oxs.state_bytes(optimizer, params)  # 2 bytes per entry, 8 per block, 8 per entry of bias
       8836
 
     Reference: Dettmers et al., `8-bit Optimizers via Block-wise Quantization

@@ -26,7 +26,7 @@ def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def uniform(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Draws from [0, 1), one an entry."""
+    """Draws from [0, 1), one per entry."""
     return jax.random.uniform(key, x.shape, x.dtype)
 
 
@@ -34,7 +34,7 @@ def cast_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
     r"""Casts float32 to bfloat16, up or down at random so that the expectation is the entry.
 
     A bfloat16 weight absorbs no change below :math:`2^{-9}` of its size when it is rounded to the
-    nearest; here it takes such changes now and then. Sixteen random bits are added below those that
+    nearest; here it takes such changes occasionally. Sixteen random bits are added below those that
     stay, and the rest is cut off.
 
     Args:

@@ -23,7 +23,7 @@ def fira(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Fira: GaLore, plus what the subspace leaves out, in the step size of what it holds.
 
-    With P, R, and N = M / (sqrt(V) + eps) as in `galore`, one factor a column
+    With P, R, and N = M / (sqrt(V) + eps) as in `galore`, one factor per column
     :math:`\varphi = \|N\|/\|R\|`, and the residual :math:`S = \varphi \circ (G - a P R)`, whose
     norm may grow at most by a factor of 1.01 a step,
 
@@ -91,13 +91,13 @@ def apollo(
     r"""APOLLO: the gradient itself, in step sizes that a random low-rank projection estimates.
 
     With :math:`R = P^\top G` for a random P of entries N(0, 1/r), Adam's N on it as in `galore`,
-    and one factor a column :math:`\varphi = \|N\|/\|R\|`,
+    and one factor per column :math:`\varphi = \|N\|/\|R\|`,
 
     .. math:: W' = W - \eta \frac{\sqrt{1-b_2^t}}{1-b_1^t}\,
         a\, \operatorname{limit}(\varphi \circ G), \qquad W \leftarrow (1 - \eta d)\, W'
 
     The projection is regenerated from its seed and not stored: the state is :math:`2 p r` numbers
-    and a few a matrix.
+    and a few per matrix.
 
     Args:
       learning_rate: :math:`\eta`, a number or schedule; 0.01 to pre-train.
@@ -149,7 +149,7 @@ def apollo_mini(
     eps: ScalarOrSchedule = 1e-6,
     weight_decay: ScalarOrSchedule = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""APOLLO-Mini: `apollo` with rank 1 and one factor a matrix; the memory of SGD.
+    r"""APOLLO-Mini: `apollo` with rank 1 and one factor per matrix; the memory of SGD.
 
     Args:
       learning_rate: :math:`\eta`, a number or schedule; 0.01 to pre-train.

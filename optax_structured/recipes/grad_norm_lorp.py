@@ -45,7 +45,7 @@ def grad_norm_lorp(
         G_g &= \langle G, v\rangle/\|v\|, \qquad G_v = G - G_g\, v/\|v\| \\
         W &\leftarrow (1-\eta d)(g + \Delta_g)\, \frac{v + \Delta_v}{\|v + \Delta_v\|}
 
-    Leaves that are not projected are trained by Adam as they are.
+    Leaves that are not projected are trained by Adam.
 
     Args:
       learning_rate: :math:`\eta`, a number or schedule; 0.01 to pre-train, 3e-5 to fine-tune.

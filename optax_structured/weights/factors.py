@@ -51,7 +51,7 @@ def factorize(params: Any, plan: WelorePlan) -> Any:
       plan: from `welore_plan`, or any mapping of paths to ranks or None.
 
     Returns:
-      `params` with `Factors` in the place of those leaves, in their dtype. For the model, and
+      `params` with `Factors` instead of those leaves, in their dtype. For the model, and
       inside the loss, `merge` makes them leaves again.
 
     Raises:

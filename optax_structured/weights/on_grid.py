@@ -35,7 +35,7 @@ def keep_on_grid(
 
     The training of weights in one byte an entry, on any model and in any loop, without their
     memory, for which see `quantize_weights`. A step much smaller than that of the grid moves a
-    weight now and then, and by the right amount on average.
+    weight occasionally, and by the right amount on average.
 
     Args:
       codec: an `Affine`, or `rules` of them and None. Leaves of fewer than two axes stay as they

@@ -57,7 +57,7 @@ def quantize_weights(params: Any, codec: Affine | Rules = Affine()) -> Any:  # n
         None.
 
     Returns:
-      `params` with `QuantizedWeight` in the place of those leaves.
+      `params` with `QuantizedWeight` instead of those leaves.
 
     Raises:
       TypeError, ValueError: not an `Affine`, a rule for a leaf of fewer than two axes, or groups

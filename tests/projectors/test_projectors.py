@@ -19,7 +19,6 @@ from optax_structured.projectors import (
     Tucker,
     TwoSided,
     cosines,
-    orthonormal,
 )
 from optax_structured.projectors.products import lift, project
 from optax_structured.projectors.tucker import fractional_rank
@@ -123,13 +122,6 @@ def hard_gradients(dtype):
         "tiny": 1e-30 * plain,
         "huge": 1e30 * plain,
     }
-
-
-@pytest.mark.parametrize("shape", [(3, 3), (3, 5), (2, 3, 5)])
-def test_both_ways_to_a_diagonal(shape):
-    wide = normal(shape)
-    expected = np.diagonal(wide, axis1=-2, axis2=-1)
-    np.testing.assert_array_equal(orthonormal.diagonal(wide), expected)
 
 
 class TestOrthonormality:

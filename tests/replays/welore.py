@@ -5,7 +5,7 @@ from golden_files import Golden
 from replays.running import path
 from tolerances import rounding
 
-from optax_structured.weights.factors import factorize, merge
+from optax_structured.weights import factorize, merge
 from optax_structured.weights.welore import singular_values, welore_plan
 
 
