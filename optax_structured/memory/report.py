@@ -233,7 +233,7 @@ def memory_report(
                 item.leaf.shape,
                 item.leaf.dtype.name,
                 rule,
-                item.spec,
+                item.value,
                 _bytes(item.leaf),
                 numbers[i],
                 sizes[i],

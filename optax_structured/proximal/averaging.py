@@ -16,8 +16,9 @@ from optax_structured.states.clock import (
     tick,
 )
 from optax_structured.states.roles import FirstMoment, GradientSum, Point
+from optax_structured.transforms.adam import average
 from optax_structured.trees.checks import check_fraction, check_nonnegative, check_params
-from optax_structured.trees.precision import at_least_float32, scalar_dtype
+from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
 from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
@@ -221,8 +222,4 @@ def averaged(mean: jax.Array, new: Any, keep: jax.Array) -> jax.Array:
 
     In bfloat16 a share of 0.999 would be 1, and the average would stand still.
     """
-    wide = at_least_float32(mean)
-    share = keep.astype(wide.dtype)
-    return (share * wide + (1 - keep).astype(wide.dtype) * jnp.asarray(new, wide.dtype)).astype(
-        mean.dtype
-    )
+    return average(mean, jnp.asarray(new, wide_dtype(mean)), keep).astype(mean.dtype)

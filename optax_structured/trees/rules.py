@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from optax_structured.trees import assignment
-from optax_structured.trees.assignment import Assignment, Settled
+from optax_structured.trees.assignment import Assignment
 from optax_structured.trees.matching import check_used, match, same
 from optax_structured.trees.paths import is_hole, is_masked, named_positions
 
@@ -57,7 +57,7 @@ class Rules:
         return [value for _, value in self.pairs] + [self.default] * self.has_default
 
     def assign(self, params: Any) -> list[Assignment]:
-        """One `Assignment` a leaf, in the order of `jax.tree.leaves(params)`.
+        """One `Assignment` per leaf, in the order of `jax.tree.leaves(params)`.
 
         Raises:
           ValueError: a pattern matches no path (with the nearest paths), or only paths that earlier
@@ -196,17 +196,17 @@ def resolve(structure: Any, params: Any) -> list[Any]:
       params: concrete or abstract parameters.
 
     Returns:
-      One spec or None a leaf.
+      One spec or None per leaf.
 
     Raises:
       ValueError: as `Rules.assign`, and for a leaf that cannot take an explicit spec.
     """
-    return [leaf.spec for leaf in settle(structure, params)]
+    return [leaf.value for leaf in settle(structure, params)]
 
 
-def settle(structure: Any, params: Any) -> list[Settled]:
+def settle(structure: Any, params: Any) -> list[Assignment]:
     """`resolve`, with the path and rule of each leaf and why it cannot take the default."""
-    return [assignment.settled(item) for item in as_rules(structure).assign(params)]
+    return [assignment.fitted(item) for item in as_rules(structure).assign(params)]
 
 
 # From so many entries on, a lone vector is taken for a tree that `optax.flatten` has flattened.
@@ -227,7 +227,7 @@ def check_some_use(structure: Any, params: Any, kind: type, complaint: str) -> N
       complaint: how the sentence begins, such as "no leaf can be projected".
     """
     leaves = settle(structure, params)
-    if not leaves or any(isinstance(leaf.spec, kind) for leaf in leaves):
+    if not leaves or any(isinstance(leaf.value, kind) for leaf in leaves):
         return
     if any(is_masked(leaf) for _, leaf in named_positions(params)):
         return
