@@ -149,41 +149,6 @@ def test_a_class_in_a_string_is_seen():
     assert [*named_above(ROOT / "states" / "x.py", text)] == ["low_rank.LowRankState"]
 
 
-def closure(module):
-    """All modules that a module imports, however deep; a package's `__init__` counts as itself."""
-    known, todo = set(), [module]
-    while todo:
-        name = todo.pop()
-        if name in known:
-            continue
-        known.add(name)
-        file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-        file = file if file.exists() else ROOT.joinpath(*name.split("."), "__init__.py")
-        for imported, _ in imports(file):
-            first, *parts = imported.split(".")
-            if first == "optax_structured":
-                paths = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-                todo.append(next(p for p in paths if is_module(p)))
-    return known
-
-
-def is_module(name):
-    path = ROOT.joinpath(*name.split("."))
-    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
-
-
-@pytest.mark.parametrize(
-    "recipe, others",
-    [
-        ("recipes.galore", {"proximal", "regularizers"}),
-        ("recipes.dual_averaging", {"low_rank", "projectors"}),
-        ("recipes.prox_adam", {"low_rank", "projectors"}),
-    ],
-)
-def test_one_family_does_not_import_the_other(recipe, others):
-    assert {name for name in closure(recipe) if name.split(".")[0] in others} == set()
-
-
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_imports_contrib(path):
     names = [name for name, _ in imports(path) if name.startswith("optax_structured.contrib")]
