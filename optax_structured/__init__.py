@@ -7,6 +7,7 @@ counts what all of it takes before anything is allocated.
 
 from optax_structured import (
     adapters,
+    curvature,
     diagnostics,
     low_rank,
     memory,
@@ -18,6 +19,7 @@ from optax_structured import (
     recipes,
     regularizers,
     states,
+    step_sizes,
     transforms,
     trees,
     weights,
@@ -45,7 +47,6 @@ from optax_structured.meshes import choose_sides, state_shardings
 from optax_structured.proximal import (
     Exact,
     ProximalGradient,
-    Stages,
     TargetSparsity,
     adam_preconditioner,
     adaptive_preconditioner,
@@ -64,6 +65,7 @@ from optax_structured.recipes import (
     apollo,
     apollo_mini,
     dct_adamw,
+    diffgrad,
     fira,
     galore,
     grad_norm_lorp,
@@ -100,9 +102,12 @@ from optax_structured.regularizers import (
     TotalVariation,
 )
 from optax_structured.states import reinit
+from optax_structured.step_sizes import Stages
 from optax_structured.transforms import (
     accumulate,
+    gradient_friction,
     norm_growth_limiter,
+    sign_agreement,
     skip_nonfinite,
 )
 from optax_structured.trees import Axes, rules
@@ -161,11 +166,14 @@ __all__ = [
     "apollo_mini",
     "apply_updates",
     "choose_sides",
+    "curvature",
     "dct_adamw",
     "diagnostics",
+    "diffgrad",
     "dual_averaging",
     "fira",
     "galore",
+    "gradient_friction",
     "grad_norm_lorp",
     "ldadam",
     "low_rank",
@@ -196,10 +204,12 @@ __all__ = [
     "restart_at",
     "rmda",
     "rules",
+    "sign_agreement",
     "skip_nonfinite",
     "state_bytes",
     "state_shardings",
     "states",
+    "step_sizes",
     "transforms",
     "trees",
     "trion",

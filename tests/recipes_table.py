@@ -23,6 +23,8 @@ class Case:
     scalars: Mapping[str, float]  # every argument that a schedule may drive
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     encoded: bool = False
+    coupled: bool = False  # one number for all leaves: another set of them makes other steps
+    short: bool = False  # holds arrays that are no parameter's, and whole on every device
 
     @property
     def low_rank(self) -> bool:
@@ -71,6 +73,55 @@ def restarted_ramda(learning_rate, regularizer, strength, momentum, eps):
     return oxs.restart_at(inner, milestones=(2, 5))
 
 
+def on_a_bowl(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A recipe that searches along a loss, given one that has the gradient of each step."""
+
+    @functools.wraps(make)
+    def recipe(*args: Any, **kwargs: Any) -> Any:
+        inner = make(*args, **kwargs)
+
+        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+            def loss(w: Any) -> jax.Array:
+                parts = jax.tree.map(
+                    lambda w, p, g: jnp.sum((w - p).astype(jnp.float32) * g.astype(jnp.float32)),
+                    w,
+                    params,
+                    grads,
+                )
+                return sum(jax.tree.leaves(parts), jnp.full((), 100.0))
+
+            known = {"value": loss(params), "grad": grads, "value_fn": loss}
+            return inner.update(grads, state, params, **known, **extra)
+
+        return optax.GradientTransformationExtraArgs(inner.init, update)
+
+    return recipe
+
+
+def ponos(learning_rate, c, c_p, decrease_factor, f_star):
+    return oxs.step_sizes.ponos(
+        max_learning_rate=learning_rate,
+        c=c,
+        c_p=c_p,
+        decrease_factor=decrease_factor,
+        f_star=f_star,
+    )
+
+
+def adagrad_norm(learning_rate, eps):
+    element = oxs.step_sizes.scale_by_adagrad_norm(eps=eps)
+    return optax.chain(element, optax.scale_by_learning_rate(learning_rate))
+
+
+def geometric(learning_rate, decay):
+    return oxs.step_sizes.decaying_normalized_step(learning_rate, decay)
+
+
+def monitored_sgd(learning_rate, decay):
+    norms = oxs.step_sizes.record_norms(capacity=2, every=2)
+    return optax.chain(oxs.sign_agreement(decay), norms, optax.sgd(learning_rate))
+
+
 GROUPS = {"regularizer": oxs.GroupLasso(group_axis=-2)}
 ENTRIES = {"regularizer": oxs.L1()}
 RANK = {"regularizer": oxs.NuclearNorm()}
@@ -117,6 +168,9 @@ INNER = {"b1": None, "b2": None, "eps": None}  # those of Adam, when another one
 RAMDA = {"learning_rate": 0.05, "strength": 0.05, "momentum": 0.4, "eps": 1e-6}
 PLAIN = {"learning_rate": 0.05, "strength": 0.05}
 RATE = {"learning_rate": 0.05}
+PONOS = {**RATE, "c": 0.5, "c_p": 0.1, "decrease_factor": 0.5, "f_star": 0.1}
+MFAC = {**RATE, "damping": 1.0, "momentum": 0.5, "weight_decay": 0.1}
+WINDOW = {"num_grads": 2}
 EIGHT_BITS = oxs.Dynamic(block=2)
 FOUR_BITS = oxs.Dynamic(bits=4, block=2)
 
@@ -175,6 +229,14 @@ CASES = (
     encoded(GALORE, FOUR_BITS, "4bit"),
     encoded(FIRA, EIGHT_BITS, "8bit"),
     encoded(LORP, EIGHT_BITS, "8bit"),
+    named("diffgrad", {}, l2=0.1),
+    named("diffgrad", {"eps_form": "paper"}, but="paper"),
+    Case("monitored_sgd", monitored_sgd, {**RATE, "decay": 0.5}, short=True),
+    Case("ponos", on_a_bowl(ponos), PONOS, coupled=True),
+    Case("adagrad_norm", adagrad_norm, {**RATE, "eps": 1e-3}, coupled=True),
+    Case("geometric", geometric, {**RATE, "decay": 0.9}, coupled=True),
+    Case("mfac", oxs.curvature.mfac, MFAC, WINDOW, coupled=True, short=True),
+    Case("mfac_per_leaf", oxs.curvature.mfac, MFAC, {**WINDOW, "block": "leaf"}, short=True),
 )
 
 # A line of each kind. The others take eight times as long again: `pytest -m slow` runs them.

@@ -83,3 +83,17 @@ OBJECTIVE_GAP = 1e-4
 
 # Mean errors of 32 linear models of 256 weights, against the limit of many weights.
 LEARNING_CURVE = 0.06
+
+# Closed loops of a line search, whose long steps amplify rounding.
+LINE_SEARCH = 1e-8
+# A flat optimum that the published solver stops near.
+BOUND = 1e-6
+
+# Inverse products with small damping, which cancel.
+IHVP = 1e-6
+# The form for the newest gradient, in float32 at a damping of 1e-5.
+NEWEST_GRADIENT = 1e-4
+# Normal equations of a few digits fewer.
+GAUSS_NEWTON = 1e-7
+# Monte Carlo traces of some thousand probes.
+EIGENVALUES = 0.1

@@ -5,6 +5,7 @@ try:
 
     from optax_structured.cli.common import show_version
     from optax_structured.cli.compare import compare
+    from optax_structured.cli.inspect import inspect
     from optax_structured.cli.plan import plan
     from optax_structured.cli.report import report
     from optax_structured.cli.train import train
@@ -20,5 +21,5 @@ app = typer.Typer(
     help="Train networks that end up exactly structured, or with little optimizer memory.",
 )
 app.callback()(show_version)
-for command in (train, compare, plan, report):
+for command in (train, compare, inspect, plan, report):
     app.command()(command)

@@ -15,7 +15,7 @@ from optax_structured.proximal.preconditioners import (
 )
 from optax_structured.proximal.prox_point import PointState, prox_point, record_point
 from optax_structured.proximal.prox_step import ProxStepState, prox_step
-from optax_structured.proximal.restart import RestartState, Stages, restart_at
+from optax_structured.proximal.restart import RestartState, restart_at
 from optax_structured.proximal.solvers import Exact, ProximalGradient, Solver, WeightedALS
 from optax_structured.proximal.subproblem import Subproblem
 from optax_structured.proximal.target import TargetSparsity
@@ -32,7 +32,6 @@ __all__ = [
     "ProximalGradient",
     "RestartState",
     "Solver",
-    "Stages",
     "Subproblem",
     "TargetSparsity",
     "WeightedALS",

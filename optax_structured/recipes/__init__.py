@@ -1,6 +1,7 @@
 """Named optimizers: compositions of the elements, one family a file."""
 
 from optax_structured.recipes.dct import dct_adamw, trion
+from optax_structured.recipes.diffgrad import diffgrad
 from optax_structured.recipes.dual_averaging import ramda, rmda
 from optax_structured.recipes.end_of_chain import check_nothing_follows
 from optax_structured.recipes.fira import apollo, apollo_mini, fira
@@ -17,6 +18,7 @@ __all__ = [
     "apollo_mini",
     "check_nothing_follows",
     "dct_adamw",
+    "diffgrad",
     "fira",
     "galore",
     "grad_norm_lorp",

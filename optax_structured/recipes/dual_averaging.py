@@ -5,13 +5,14 @@ import optax
 from optax_structured.proximal.averaging import dual_averaging
 from optax_structured.proximal.preconditioners import adaptive_preconditioner
 from optax_structured.proximal.prox_step import prox_step
-from optax_structured.proximal.restart import Stages, restart_at
+from optax_structured.proximal.restart import restart_at
 from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.proximal.target import TargetSparsity
 from optax_structured.recipes.averaging import averaged
 from optax_structured.recipes.end_of_chain import closed_chain
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.states.clock import ScalarOrSchedule
+from optax_structured.step_sizes import Stages
 from optax_structured.trees import Rules
 from optax_structured.trees.checks import check_nonnegative, check_positive
 

@@ -121,6 +121,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             text=TextRun(3e-3, period=None),
             images=ImageRun(1e-3, 0.0, 0.9, 1e-8),
         ),
+        "diffgrad": Recipe(
+            recipes.diffgrad,
+            "plain",
+            "Adam with less step where the gradient stopped changing",
+            _ARXIV + "1909.11015",
+            lambda x: Numbers(3 * x.entries),
+        ),
         "madgrad": Recipe(
             recipes.madgrad,
             "plain",

@@ -8,7 +8,14 @@ from optax_structured.transforms.adam import (
     debiased_adam,
     uncorrected_adam,
 )
+from optax_structured.transforms.agreement import SignAgreementState, sign_agreement
 from optax_structured.transforms.decay import DecayState, decay_updated_weights
+from optax_structured.transforms.friction import (
+    Friction,
+    GradientFrictionState,
+    gradient_friction,
+    scale_by_diffgrad,
+)
 from optax_structured.transforms.limiter import (
     NormGrowthLimiterState,
     limit,
@@ -35,10 +42,13 @@ __all__ = [
     "BiasCorrectionState",
     "DebiasedAdamState",
     "DecayState",
+    "Friction",
+    "GradientFrictionState",
     "LookaheadState",
     "NormGrowthLimiterState",
     "PrimalAveragingState",
     "ScaleByMirrorMadgradState",
+    "SignAgreementState",
     "StormState",
     "SkipNonfiniteState",
     "WeightNormalizedState",
@@ -47,13 +57,16 @@ __all__ = [
     "corrected_average",
     "debiased_adam",
     "decay_updated_weights",
+    "gradient_friction",
     "limit",
     "lookahead_weight_norm",
     "newton_schulz",
     "norm_growth_limiter",
     "orthogonalize",
     "primal_averaging",
+    "scale_by_diffgrad",
     "scale_by_mirror_madgrad",
+    "sign_agreement",
     "storm",
     "skip_nonfinite",
     "uncorrected_adam",

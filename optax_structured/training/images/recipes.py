@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
-from optax_structured.proximal import Exact, ProximalGradient, Stages
+from optax_structured.proximal import Exact, ProximalGradient
 from optax_structured.recipes import registry
 from optax_structured.recipes.registry import ImageRun
 from optax_structured.regularizers import L1, GroupLasso, NuclearNorm
 from optax_structured.regularizers.layer_axes import DENSE_INPUTS
+from optax_structured.step_sizes import Stages
 from optax_structured.training.names import check_known
 from optax_structured.training.state_bits import codec_of, made
 from optax_structured.trees import Rules, rules

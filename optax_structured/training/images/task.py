@@ -12,9 +12,10 @@ import numpy as np
 from rich.console import Console
 
 from optax_structured import diagnostics
-from optax_structured.proximal import Stages, prox_point
+from optax_structured.proximal import prox_point
 from optax_structured.recipes.registry import RECIPES
 from optax_structured.regularizers import NuclearNorm
+from optax_structured.step_sizes import Stages
 from optax_structured.training import report
 from optax_structured.training.folder import Row
 from optax_structured.training.history import Evaluation, History
