@@ -33,6 +33,7 @@ SCALARS: Mapping[str, Range] = MappingProxyType(
         "adam_learning_rate": AT_LEAST_ZERO,
         "strength": AT_LEAST_ZERO,
         "weight_decay": AT_LEAST_ZERO,
+        "l2": AT_LEAST_ZERO,
         "scale": AT_LEAST_ZERO,
         "eps": AT_LEAST_ZERO,
         "momentum": FRACTION,
