@@ -65,7 +65,7 @@ def test_every_argument_that_takes_a_schedule_is_a_scalar_of_the_registry(name):
 def test_every_recipe_has_a_line_in_the_contract_table():
     covered = {case.make for case in CASES}
     assert covered >= {r.make for name, r in RECIPES.items() if name != "adamw"}
-    assert {scalar for case in CASES for scalar in case.scalars} == SCALARS.keys()
+    assert {scalar for case in CASES for scalar in case.scalars} >= SCALARS.keys()
 
 
 def test_the_page_is_up_to_date():
