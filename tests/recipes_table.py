@@ -196,6 +196,7 @@ CASES = (
     named("ramda", {**RANK, **INEXACT}, but="nuclear_inexact"),
     named("ramda", {**ENTRIES, "keep_point": True}, but="keep_point"),
     Case("ramda_restarted", restarted_ramda, RAMDA, GROUPS),
+    named("ramda", {**GROUPS, "strength": oxs.TargetSparsity(0.5)}, but="target", strength=None),
     named("rmda", GROUPS),
     named("rmda", RANK, but="nuclear"),
     named("prox_sgd", GROUPS, momentum=0.9),

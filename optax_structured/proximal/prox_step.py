@@ -128,8 +128,9 @@ def prox_step(
 
     def init(params: Any) -> ProxStepState:
         check_real("prox_step", params)
-        found = specs(params)  # a rule that matches nothing fails here, not at the first step
-        if target is not None and not any(spec and spec.penalizes for spec in found):
+        # A rule that matches nothing fails here, not at the first step.
+        found = [spec for spec in specs(params) if spec is not None]
+        if target is not None and found and not any(spec.penalizes for spec in found):
             raise ValueError(
                 "prox_step got a TargetSparsity, but no leaf has a penalty whose zeros depend on a "
                 "strength: give one such as L1(), or any number for constraints"

@@ -114,6 +114,7 @@ def apply_updates(weights: Any, updates: Any, key: jax.Array) -> Any:
             with of_leaf("apply_updates: the weight", path):
                 moved = Grid(weight.codec).moved(weight.merged(), update, key_of(path, key))
             return dataclasses.replace(weight, code=moved)
+        weight = jnp.asarray(weight)
         total = at_least_float32(weight) + update
         if weight.dtype == jnp.bfloat16:
             return cast_stochastically(total, key_of(path, key))

@@ -101,3 +101,14 @@ def test_nothing_is_promoted_without_being_told(case):
         tx = case.build()
         updates, _ = jax.eval_shape(tx.update, grads, tx.init(start), start)
     assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("eps", [1e-20, 1e-38])
+@pytest.mark.parametrize("recipe", [oxs.ramda, oxs.prox_adam, oxs.prox_ssi])
+def test_a_zero_group_without_a_gradient_stays_with_any_eps(recipe, eps):
+    """With a rate that starts at 0 the metric, eps, and the weight of the prox are both tiny."""
+    rate = optax.linear_schedule(0.0, 0.1, 4)
+    tx = recipe(rate, oxs.GroupLasso(group_axis=-2), 0.01, eps=eps)
+    start = jnp.ones((3, 2)).at[0].set(0.0)
+    new, _ = run(tx, start, [jnp.ones((3, 2)).at[0].set(0.0)] * 2)
+    assert jnp.all(jnp.isfinite(new)) and jnp.all(new[0] == 0.0) and jnp.all(new[1:] < 1.0)

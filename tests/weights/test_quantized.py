@@ -217,3 +217,9 @@ def test_narrow_parameters_are_refused(dtype):
         oxs.weights.keep_on_grid(INT8).init(params)
     oxs.weights.keep_on_grid(oxs.rules(("kernel|odd", None), default=INT8)).init(params)
     oxs.weights.quantize_weights(params, INT8)
+
+
+def test_updates_of_python_numbers():
+    weights, key = {"loc": 0.5, "scale": 1.0}, jax.random.key(0)
+    new = oxs.apply_updates(weights, {"loc": 0.25, "scale": jnp.ones(())}, key)
+    assert (new["loc"], new["scale"]) == (0.75, 2.0) and new["loc"].dtype == jnp.float32
