@@ -116,7 +116,7 @@ class MinimumNorm(FactorSolver):
         ub, p, vb, ua, q, va = svds
         p2, q2 = jnp.square(p), jnp.square(q)
         h = _t(vb) @ ga
-        inner, outer = h, 0.0
+        inner, outer = h, jnp.zeros(())
         if self.x == "sylvester":
             hv = h @ va
             inner = h - hv @ _t(va) + (hv * _over(p2, p2 + q2)) @ _t(va)

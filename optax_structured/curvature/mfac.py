@@ -125,9 +125,7 @@ def scale_by_mfac(
         rows = jax.tree.map(_products, window, grads)
         if block == "all":
             rows = _total(rows, jnp.zeros(num_grads))
-        fine = jax.tree.reduce(
-            jnp.logical_and, jax.tree.map(lambda r: jnp.all(jnp.isfinite(r)), rows), True
-        )
+        fine = jnp.all(jnp.stack([jnp.all(jnp.isfinite(r)) for r in jax.tree.leaves(rows)]))
         enter = lambda K, r: K.at[slot].set(r.astype(K.dtype)).at[:, slot].set(r.astype(K.dtype))  # noqa: E731
         grams = jax.tree.map(enter, state.gram, rows)
         damp = now(damping, state.clock)

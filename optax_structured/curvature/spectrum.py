@@ -183,7 +183,7 @@ def spectral_density(
         probe = [
             jnp.zeros_like(x) + draw(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
         ]
-        return quadrature(*lanczos(operator, select(structure.unflatten(probe)), order))
+        return quadrature(*lanczos(operator, select(jax.tree.unflatten(structure, probe)), order))
 
     nodes, weights = jax.lax.map(one, jax.random.split(key, probes))
     ones = select(jax.tree.map(jnp.ones_like, like))
@@ -254,7 +254,7 @@ def layer_masks(params: Any) -> dict[str, Any]:
     paths, structure = jax.tree.flatten_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     return {
-        name: structure.unflatten([jnp.asarray(i == j) for j in range(len(names))])
+        name: jax.tree.unflatten(structure, [jnp.asarray(i == j) for j in range(len(names))])
         for i, name in enumerate(names)
     }
 

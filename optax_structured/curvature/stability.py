@@ -249,7 +249,7 @@ def hutchinson(
             jnp.zeros_like(x) + jax.random.rademacher(k, x.shape, x.dtype)
             for k, x in zip(keys, leaves, strict=True)
         ]
-        v = structure.unflatten(signs)
+        v = jax.tree.unflatten(structure, signs)
         image = product(v)
         return dot(v, image), dot(image, image)
 

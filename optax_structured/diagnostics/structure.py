@@ -122,12 +122,13 @@ def strength_max(gradient: Any, structure: Any) -> jax.Array:
     named = zip(named_leaves(gradient), resolve(structure, gradient), strict=True)
     for (path, leaf), spec in named:
         if spec is not None and spec.penalizes:
-            norms.append(_dual_norm(spec, leaf))
-            if norms[-1] is None:
+            norm = _dual_norm(spec, leaf)
+            if norm is None:
                 raise ValueError(
                     f"{path!r}: {spec} has no dual norm, so that no strength is known to be its "
                     "largest; let oxs.TargetSparsity find one, or try strengths by factors of 10"
                 )
+            norms.append(norm)
     return jnp.max(jnp.stack(norms)) if norms else jnp.zeros(())
 
 

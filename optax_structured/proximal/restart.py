@@ -77,7 +77,8 @@ def restart_at(
         if milestones:
             due = jnp.any(state.steps == jnp.asarray(milestones, jnp.int32))
             fresh = inner.init(params)
-            if jax.tree.structure(fresh) != jax.tree.structure(inner_state):
+            structures: list[Any] = [jax.tree.structure(s) for s in (fresh, inner_state)]
+            if structures[0] != structures[1]:
                 raise another_tree("restart_at", ["its state has other leaves"])
             fresh = _keep_clocks(inner_state, fresh)
             inner_state = jax.tree.map(

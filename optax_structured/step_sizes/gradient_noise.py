@@ -212,10 +212,11 @@ def suggest_batch(
         "nu": (nu, stats.orth_var, 1),
     }
     size = stats.batch if current is None else jnp.asarray(current, stats.var.dtype)
-    given = {name: test for name, test in tests.items() if test[0] is not None}
-    if not given:
+    if eta is None and theta is None and nu is None:
         raise ValueError("suggest_batch needs a test: give eta, theta, or theta and nu")
-    for name, (level, variance, power) in given.items():
+    for name, (level, variance, power) in tests.items():
+        if level is None:
+            continue
         if variance is None:
             kind = "inner" if name == "theta" else "augmented"
             raise ValueError(f"{name} needs a variance: gradient_noise_stats(..., kind={kind!r})")

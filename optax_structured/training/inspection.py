@@ -125,7 +125,7 @@ def _roots(state: State) -> Any:
     leaves, structure = jax.tree.flatten(state.params)
     if [m.shape for m in moments] != [x.shape for x in leaves]:
         return None
-    return structure.unflatten([jnp.sqrt(m) + _EPS for m in moments])
+    return jax.tree.unflatten(structure, [jnp.sqrt(m) + _EPS for m in moments])
 
 
 def _draw_spectrum(ax: Any, found: Inspection) -> None:

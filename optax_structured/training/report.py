@@ -58,7 +58,8 @@ def layer_table(
       strength: of the penalty.
       width: of the screen.
     """
-    rows = [("parameter", "shape", "W left", "Ŵ left", "W zero", "Ŵ zero", "gradient")]
+    headings = ("parameter", "shape", "W left", "Ŵ left", "W zero", "Ŵ zero", "gradient")
+    rows: list[tuple[str, ...]] = [headings]
     for w, point in zip(of_w, of_point, strict=True):
         left = [f"{int(row.alive)}/{row.pieces}" for row in (w, point)]
         zero = [f"{1 - int(row.alive) / row.pieces:.1%}" for row in (w, point)]
@@ -79,7 +80,8 @@ def state_table(memory: MemoryReport, width: int) -> str:
       memory: the bytes.
       width: of the screen.
     """
-    rows = [("parameter", "shape", "rank", "weights", "state", "in codes")]
+    headings = ("parameter", "shape", "rank", "weights", "state", "in codes")
+    rows: list[tuple[str, ...]] = [headings]
     for name, leaves in kinds(memory.leaves, lambda leaf: (leaf.shape, leaf.spec)):
         spec, shape = leaves[0].spec, "×".join(map(str, leaves[0].shape))
         sizes = zip(*((x.weight_bytes, x.state_bytes, x.code_bytes) for x in leaves), strict=True)

@@ -140,9 +140,9 @@ class Images(Task):
 
     def announce(self, console: Console) -> None:
         if strength := self.config.strength:
-            rows = [r for r in self.summary(self.init()).rows if r.strength_max is not None]
-            row = min(rows, key=lambda row: float(row.strength_max))
-            scale = float(row.strength_max)
+            rows = self.summary(self.init()).rows
+            held = [(float(r.strength_max), r) for r in rows if r.strength_max is not None]
+            scale, row = min(held, key=lambda pair: pair[0])
             console.print(
                 f"the strength is {strength / scale:.2%} of {scale:.3g}, the dual norm of the "
                 f"gradient of {row.path}, the smallest at the initial weights: near it a layer "
