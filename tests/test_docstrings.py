@@ -37,6 +37,7 @@ NOT_BUILT_BY_USERS = {
     "projectors.Frame",
     "projectors.OneSided",
     "projectors.Projector",
+    "projectors.Refit",
     "proximal.Solver",
     "proximal.Subproblem",
     "quantization.Codec",

@@ -18,7 +18,7 @@ from optax_structured.low_rank.transports import Keep
 from optax_structured.meshes import placement
 from optax_structured.meshes.placement import product
 from optax_structured.projectors import SVD, OneSided, SubspaceIteration
-from optax_structured.projectors.base import Basis
+from optax_structured.projectors.base import Basis, Refit
 from optax_structured.projectors.frames import Frame
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import Bases, ErrorBuffer, FirstMoment, SecondMoment
@@ -53,17 +53,9 @@ class LDAdamState(NamedTuple):
 class SVDStart(SubspaceIteration):
     """Subspace iteration that begins at the leading singular vectors of the first gradient."""
 
-    def refit(
-        self,
-        frame: Frame,
-        basis: Basis,
-        matrix: jax.Array,
-        due: jax.Array,
-        fitted: jax.Array,
-        seed: Any,
-    ) -> tuple[Basis, jax.Array]:
-        basis, begun = SVD().refit(frame, basis, matrix, due & ~fitted, fitted, seed)
-        basis, moved = super().refit(frame, basis, matrix, due & fitted, fitted, seed)
+    def refit(self, step: Refit) -> tuple[Basis, jax.Array]:
+        basis, begun = SVD().refit(step._replace(due=step.due & ~step.fitted))
+        basis, moved = super().refit(step._replace(basis=basis, due=step.due & step.fitted))
         return basis, begun | moved
 
 
@@ -211,7 +203,9 @@ def _moved(
     rho = jnp.asarray(decays.rho, a.dtype)
     target = rho * before.lift(places.low_at_hand(mu / first)) + (1 - rho) * a
     always, seed = jnp.ones(frame.batch, bool), seed_of(p.name, old.clock.count)
-    basis, usable = projector.refit(frame, old.bases[key], target, always, old.fitted[key], seed)
+    basis, usable = projector.refit(
+        Refit(frame, old.bases[key], target, always, old.fitted[key], seed)
+    )
     rotation = projector.overlap(frame, old.bases[key], basis)
     moved, nu = variance_aware(rotation, mu, nu, first, second)
     step = before._replace(factors=places.factors(spec, basis))

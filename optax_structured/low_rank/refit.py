@@ -10,8 +10,10 @@ import numpy as np
 
 from optax_structured.low_rank.inner_state import Moment
 from optax_structured.low_rank.leaves import Projected
+from optax_structured.low_rank.refresh import Refitted
 from optax_structured.low_rank.stored_basis import decoded, encoded
 from optax_structured.meshes import placement
+from optax_structured.projectors.base import Refit
 from optax_structured.projectors.frames import Frame, matrix_where
 from optax_structured.xla.conditional import branch
 
@@ -80,8 +82,9 @@ def _fit(
     projector, transport, missing = spec.projector, spec.transport, held.refresh.missing
     fitted, unfinished = missing < projector.first_fits, missing > 0
     basis = decoded(spec, frame, held.stored)
-    fit, usable = projector.refit(frame, basis, matrix, due, fitted, seed)
-    rule = spec.refresh.after(held.refresh.rule, projector, frame, basis, fit, ~unfinished, usable)
+    fit, usable = projector.refit(Refit(frame, basis, matrix, due, fitted, seed))
+    refitted = Refitted(projector, frame, basis, fit, ~unfinished, usable)
+    rule = spec.refresh.after(held.refresh.rule, refitted)
     new = transport.basis(projector, frame, basis, fit)
     again = usable & fitted  # before the first fit there is nothing to turn to
     if new is not fit:

@@ -14,6 +14,17 @@ from optax_structured.states.roles import Bases, Factor
 from optax_structured.trees.checks import check_fraction
 
 
+class Refitted(NamedTuple):
+    """A leaf that was refit."""
+
+    projector: Projector
+    frame: Frame  # its view
+    old: Basis
+    new: Basis
+    before: jax.Array  # (*batch,) bool: had its first fits; what `old` says of others is arbitrary
+    now: jax.Array  # (*batch,) bool: fitted now; the others keep their basis
+
+
 class Refresh(abc.ABC):
     """A rule; subclasses are frozen dataclasses.
 
@@ -38,28 +49,8 @@ class Refresh(abc.ABC):
           share: position of the leaf among all projected leaves, in [0, 1).
         """
 
-    def after(
-        self,
-        state: Any,
-        projector: Projector,
-        frame: Frame,
-        old: Basis,
-        new: Basis,
-        before: jax.Array,
-        now: jax.Array,
-    ) -> Any:
-        """The memory after a refit.
-
-        Args:
-          state: what `init` or `after` gave.
-          projector: of the leaf.
-          frame: of the leaf.
-          old: the basis before.
-          new: the basis after.
-          before: (\\*batch,) bool, which matrices had their first fits; what `old` says of others
-            is arbitrary.
-          now: (\\*batch,) bool, which matrices are fitted now; the others keep their basis.
-        """
+    def after(self, state: Any, refitted: Refitted) -> Any:
+        """The memory after a refit; `state` is what `init` or `after` gave."""
         return state
 
 
@@ -189,16 +180,8 @@ class Lazy(Refresh):
     def due(self, state: LazyState, count: jax.Array, period: int, share: float) -> Any:
         return count % state.gap == 0
 
-    def after(
-        self,
-        state: LazyState,
-        projector: Projector,
-        frame: Frame,
-        old: Basis,
-        new: Basis,
-        before: jax.Array,
-        now: jax.Array,
-    ) -> LazyState:
+    def after(self, state: LazyState, refitted: Refitted) -> LazyState:
+        projector, frame, old, new, before, now = refitted
         assert isinstance(projector, OneSided)
         if self.similarity == "subspace":
             overlap = projector.overlap(frame, old, new)

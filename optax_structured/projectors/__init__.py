@@ -1,6 +1,6 @@
 """Projectors: where a low-rank leaf comes from."""
 
-from optax_structured.projectors.base import OneSided, Projector
+from optax_structured.projectors.base import OneSided, Projector, Refit, where_usable
 from optax_structured.projectors.dct import DCT
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.random import RandomProjection
@@ -16,9 +16,11 @@ __all__ = [
     "Frame",
     "OneSided",
     "Projector",
+    "Refit",
     "RandomProjection",
     "RandomizedRange",
     "SubspaceIteration",
     "Tucker",
     "TwoSided",
+    "where_usable",
 ]

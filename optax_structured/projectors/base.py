@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,17 @@ from optax_structured.xla.conditional import branch
 
 Basis = Any  # a pytree of arrays
 Factors = Any  # what `products.project` and `products.lift` read
+
+
+class Refit(NamedTuple):
+    """What a basis is fitted to."""
+
+    frame: Frame  # the view of the leaf
+    basis: Basis  # the one before
+    matrix: jax.Array  # (*batch, m, n): the gradient in its own orientation, in any precision
+    due: jax.Array  # (*batch,) bool
+    fitted: jax.Array  # (*batch,) bool: False where `basis` was never fitted
+    seed: Any  # () uint32: a function of the leaf's name and of the step
 
 
 class Projector(abc.ABC):
@@ -50,28 +61,12 @@ class Projector(abc.ABC):
         return tuple(jnp.zeros((*frame.batch, n, r), dtype) for n, r in frame.compressed)
 
     @abc.abstractmethod
-    def refit(
-        self,
-        frame: Frame,
-        basis: Basis,
-        matrix: jax.Array,
-        due: jax.Array,
-        fitted: jax.Array,
-        seed: Any,
-    ) -> tuple[Basis, jax.Array]:
-        r"""A basis for this gradient, where it is due and the gradient finite and not zero.
-
-        Args:
-          frame: the view of the leaf.
-          basis: the one before, which all other matrices keep.
-          matrix: the gradient in its own orientation, (\*batch, m, n), in any precision.
-          due: bool, of shape batch.
-          fitted: bool, of shape batch; False where `basis` was never fitted.
-          seed: () uint32, a function of the leaf's name and of the step.
+    def refit(self, step: Refit) -> tuple[Basis, jax.Array]:
+        """A basis for a gradient, where it is due and the gradient finite and not zero.
 
         Returns:
-          The basis, and a bool of shape batch: which matrices were fitted. `where_usable` makes
-          both of a function of a usable gradient.
+          The basis, and a bool of shape batch: which matrices were fitted; the others keep the one
+          before. `where_usable` makes both of a function of a usable gradient.
         """
 
     def factors(self, frame: Frame, basis: Basis) -> Factors:
@@ -98,35 +93,42 @@ class OneSided(Projector):
         return product(self.factors(frame, new), self.factors(frame, old), transpose_b=True)
 
 
-def where_usable(
-    fit: Callable[..., Basis],
-    frame: Frame,
-    basis: Basis,
-    matrix: jax.Array,
-    due: jax.Array,
-    *operands: Any,
-) -> tuple[Basis, jax.Array]:
+def where_usable(fit: Callable[..., Basis], step: Refit, *operands: Any) -> tuple[Basis, jax.Array]:
     """`fit(basis, gradient, *operands)` for the matrices that are due and can be fitted.
 
     Args:
       fit: of the oriented gradient, float32 at least; not called where no matrix is fitted. It
         closes over nothing that is traced.
-      frame: as in `Projector.refit`, and so are the others.
+      step: as in `Projector.refit`.
       operands: what else `fit` reads.
+
+    Returns:
+      As `Projector.refit`.
+
+    Example:
+      >>> import dataclasses, jax.numpy as jnp, optax_structured as oxs
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class FirstAxes(oxs.projectors.OneSided):  # the first rows of the identity
+      ...     def refit(self, step):
+      ...         rank, size = step.basis.shape[-2:]
+      ...         return oxs.projectors.where_usable(
+      ...             lambda basis, gradient: jnp.eye(rank, size, dtype=basis.dtype), step
+      ...         )
+      >>> optimizer = oxs.galore(1e-2, oxs.LowRank(rank=2, projector=FirstAxes()))
     """
 
     def some(basis: Basis, usable: jax.Array, matrix: jax.Array, *operands: Any) -> Basis:
-        new = fit(basis, frame.turn(matrix), *operands)
+        new = fit(basis, step.frame.turn(matrix), *operands)
         return jax.tree.map(lambda n, old: matrix_where(usable, n, old), new, basis)
 
     def none(basis: Basis, *_: Any) -> Basis:
         return basis
 
     # Pass it untransposed; XLA copies transposed operands.
-    matrix = at_least_float32(matrix)
+    matrix = at_least_float32(step.matrix)
     size = jnp.sum(jnp.abs(matrix), (-2, -1))
-    usable = due & jnp.isfinite(size) & (size > 0)
-    return branch(jnp.any(usable), some, none, basis, usable, matrix, *operands), usable
+    usable = step.due & jnp.isfinite(size) & (size > 0)
+    return branch(jnp.any(usable), some, none, step.basis, usable, matrix, *operands), usable
 
 
 def matrix_frame(shape: Sequence[int], axes: Axes, rank: Any) -> Frame:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optax_structured.meshes.placement import like, repeated, whole_matrices
 from optax_structured.projectors import cosines
-from optax_structured.projectors.base import Basis, OneSided, transpose, where_usable, widest
+from optax_structured.projectors.base import Basis, OneSided, Refit, transpose, where_usable, widest
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import magnitude
 from optax_structured.trees import Axes
@@ -73,16 +73,8 @@ class DCT(OneSided):
         del dtype, name
         return jnp.zeros((*frame.batch, frame.rank), jnp.int32)
 
-    def refit(
-        self,
-        frame: Frame,
-        basis: Basis,
-        matrix: jax.Array,
-        due: jax.Array,
-        fitted: jax.Array,
-        seed: Any,
-    ) -> tuple[Basis, jax.Array]:
-        del fitted, seed
+    def refit(self, step: Refit) -> tuple[Basis, jax.Array]:
+        frame = step.frame
 
         def fit(basis: Basis, gradient: jax.Array) -> Basis:
             scale = magnitude(gradient)
@@ -97,7 +89,7 @@ class DCT(OneSided):
             _, chosen = jax.lax.top_k(scores, basis.shape[-1])
             return like(jnp.sort(chosen, axis=-1).astype(jnp.int32), basis)
 
-        return where_usable(fit, frame, basis, matrix, due)
+        return where_usable(fit, step)
 
     def factors(self, frame: Frame, basis: Basis) -> jax.Array:
         return transpose(cosines.columns(frame.size, basis, self._kind(frame), widest()))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optax_structured.projectors.base import (
     Basis,
     OneSided,
+    Refit,
     check_count,
     where_usable,
     widest,
@@ -67,17 +68,8 @@ class RandomProjection(OneSided):
         root = jnp.uint32(zlib.crc32(f"{self.seed} {name}".encode()))
         return mix(jnp.arange(frame.count, dtype=jnp.uint32).reshape(frame.batch) + root)
 
-    def refit(
-        self,
-        frame: Frame,
-        basis: Basis,
-        matrix: jax.Array,
-        due: jax.Array,
-        fitted: jax.Array,
-        seed: Any,
-    ) -> tuple[Basis, jax.Array]:
-        del fitted, seed
-        return where_usable(lambda basis, gradient: basis + 1, frame, basis, matrix, due)
+    def refit(self, step: Refit) -> tuple[Basis, jax.Array]:
+        return where_usable(lambda basis, gradient: basis + 1, step)
 
     def factors(self, frame: Frame, basis: Basis) -> jax.Array:
         drawn = normal(mix(basis), frame.rank, frame.size, widest())  # type: ignore[arg-type]

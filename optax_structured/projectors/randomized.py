@@ -1,13 +1,18 @@
 """A randomised SVD, redrawn at each fit."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
 from optax_structured.meshes.placement import like, product, repeated
-from optax_structured.projectors.base import Basis, OneSided, check_count, transpose, where_usable
-from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.base import (
+    Basis,
+    OneSided,
+    Refit,
+    check_count,
+    transpose,
+    where_usable,
+)
 from optax_structured.projectors.orthonormal import (
     HIGHEST,
     fix_signs,
@@ -55,16 +60,8 @@ class RandomizedRange(OneSided):
         check_count("oversampling", self.oversampling, 0)
         check_count("power", self.power, 0)
 
-    def refit(
-        self,
-        frame: Frame,
-        basis: Basis,
-        matrix: jax.Array,
-        due: jax.Array,
-        fitted: jax.Array,
-        seed: Any,
-    ) -> tuple[Basis, jax.Array]:
-        del fitted
+    def refit(self, step: Refit) -> tuple[Basis, jax.Array]:
+        frame = step.frame
 
         def fit(basis: Basis, gradient: jax.Array, seed: jax.Array) -> Basis:
             rank = basis.shape[-2]
@@ -78,4 +75,4 @@ class RandomizedRange(OneSided):
             p = fix_signs(product(rows, u, HIGHEST, transpose_a=True)).astype(basis.dtype)
             return like(transpose(p), basis)
 
-        return where_usable(fit, frame, basis, matrix, due, seed)
+        return where_usable(fit, step, step.seed)

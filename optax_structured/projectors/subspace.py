@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.meshes.placement import like
-from optax_structured.projectors.base import Basis, OneSided, check_count
+from optax_structured.projectors.base import Basis, OneSided, Refit, check_count
 from optax_structured.projectors.frames import Frame, matrix_where
 from optax_structured.projectors.orthonormal import (
     ORTHONORMALIZE,
@@ -75,25 +75,18 @@ class SubspaceIteration(OneSided):
         random = uniform(seed, zeros.shape[-2], frame.size, dtype) * (3 / frame.size) ** 0.5
         return jnp.broadcast_to(random, zeros.shape)
 
-    def refit(
-        self,
-        frame: Frame,
-        basis: Basis,
-        matrix: jax.Array,
-        due: jax.Array,
-        fitted: jax.Array,
-        seed: Any,
-    ) -> tuple[Basis, jax.Array]:
+    def refit(self, step: Refit) -> tuple[Basis, jax.Array]:
         """Judges a gradient, finite and not zero, by the first product: no pass of its own."""
-        del fitted, seed
-        step = functools.partial(
+        power = functools.partial(
             power_step,
+            step.matrix,
             orthonormalize=ORTHONORMALIZE[self.orthonormalize],
-            turned=frame.side == "cols",
+            turned=step.frame.side == "cols",
             between=self.orthonormalize == "cholesky",
         )
-        new, peak = step(matrix, basis)
+        basis = step.basis
+        new, peak = power(basis)
         for _ in range(self.iterations - 1):
-            new, _ = step(matrix, new)
-        usable = due & jnp.isfinite(peak) & (peak > jnp.finfo(peak.dtype).tiny)
+            new, _ = power(new)
+        usable = step.due & jnp.isfinite(peak) & (peak > jnp.finfo(peak.dtype).tiny)
         return matrix_where(usable, like(new.astype(basis.dtype), basis), basis), usable

@@ -1,13 +1,11 @@
 """The exact projector: leading singular vectors."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
 from optax_structured.meshes.placement import like
-from optax_structured.projectors.base import Basis, OneSided, transpose, where_usable
-from optax_structured.projectors.frames import Frame
+from optax_structured.projectors.base import Basis, OneSided, Refit, transpose, where_usable
 from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
 from optax_structured.xla.by_matrix import by_matrix
 
@@ -35,20 +33,10 @@ class SVD(OneSided):
     those of the library and the trajectory depends on them from the second fit on.
     """
 
-    def refit(
-        self,
-        frame: Frame,
-        basis: Basis,
-        matrix: jax.Array,
-        due: jax.Array,
-        fitted: jax.Array,
-        seed: Any,
-    ) -> tuple[Basis, jax.Array]:
-        del fitted, seed
-
+    def refit(self, step: Refit) -> tuple[Basis, jax.Array]:
         def fit(basis: Basis, gradient: jax.Array) -> Basis:
             u, _ = by_matrix(singular_vectors, gradient)
-            u = fix_signs(u[..., : frame.rank]).astype(basis.dtype)
-            return like(transpose(u), basis)
+            p = fix_signs(u[..., : step.frame.rank]).astype(basis.dtype)
+            return like(transpose(p), basis)
 
-        return where_usable(fit, frame, basis, matrix, due)
+        return where_usable(fit, step)

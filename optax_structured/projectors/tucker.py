@@ -12,6 +12,7 @@ from optax_structured.meshes.placement import like, product, repeated
 from optax_structured.projectors.base import (
     Basis,
     Projector,
+    Refit,
     check_count,
     check_rank,
     transpose,
@@ -73,16 +74,8 @@ class Tucker(Projector):
         sizes = [shape[axis] for axis in frame.tensor_axes]
         return dataclasses.replace(frame, rank=_ranks(rank, sizes, shape))
 
-    def refit(
-        self,
-        frame: Frame,
-        basis: Basis,
-        matrix: jax.Array,
-        due: jax.Array,
-        fitted: jax.Array,
-        seed: Any,
-    ) -> tuple[Basis, jax.Array]:
-        del fitted, seed
+    def refit(self, step: Refit) -> tuple[Basis, jax.Array]:
+        frame = step.frame
 
         def fit(basis: Matrices, gradient: jax.Array) -> Matrices:
             whole = tensor(frame, gradient / repeated(magnitude(gradient), gradient))
@@ -103,7 +96,7 @@ class Tucker(Projector):
             pairs = zip(factors, basis, strict=True)
             return tuple(like(new.astype(old.dtype), old) for new, old in pairs)
 
-        return where_usable(fit, frame, basis, matrix, due)
+        return where_usable(fit, step)
 
 
 def _ranks(rank: Any, sizes: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:

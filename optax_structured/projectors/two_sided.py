@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from optax_structured.meshes.placement import like
-from optax_structured.projectors.base import Basis, Projector, transpose, where_usable
+from optax_structured.projectors.base import Basis, Projector, Refit, transpose, where_usable
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import fix_signs, singular_vectors
 from optax_structured.trees import Axes
@@ -47,16 +47,8 @@ class TwoSided(Projector):
     def init(self, frame: Frame, dtype: Any, name: str) -> Sides:
         return Sides(*super().init(frame, dtype, name))
 
-    def refit(
-        self,
-        frame: Frame,
-        basis: Basis,
-        matrix: jax.Array,
-        due: jax.Array,
-        fitted: jax.Array,
-        seed: Any,
-    ) -> tuple[Basis, jax.Array]:
-        del fitted, seed
+    def refit(self, step: Refit) -> tuple[Basis, jax.Array]:
+        frame = step.frame
 
         def fit(basis: Sides, gradient: jax.Array) -> Sides:
             u, vh = by_matrix(singular_vectors, gradient)
@@ -66,4 +58,4 @@ class TwoSided(Projector):
 
             return Sides(kept(u, basis.left), kept(transpose(vh), basis.right))
 
-        return where_usable(fit, frame, basis, matrix, due)
+        return where_usable(fit, step)

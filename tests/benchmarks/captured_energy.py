@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import optax_structured as oxs
+from optax_structured.projectors import Refit
 from optax_structured.training import run
 from optax_structured.training.lm.task import LanguageModel
 from optax_structured.trees import named_leaves
@@ -34,7 +35,7 @@ def measure(projector, frame, basis, gradient, warm):
     for again in range(1 if warm else projector.first_fits):
         fitted = jnp.full(frame.batch, warm or again > 0)
         due, turned = jnp.ones(frame.batch, bool), frame.turn(oriented)
-        basis, _ = projector.refit(frame, basis, turned, due, fitted, jnp.uint32(0))
+        basis, _ = projector.refit(Refit(frame, basis, turned, due, fitted, jnp.uint32(0)))
     matrix = projector.factors(frame, basis).T
     singular = jnp.linalg.svd(oriented, compute_uv=False)
     best = jnp.sqrt(jnp.sum(singular[: frame.rank] ** 2))

@@ -108,8 +108,8 @@ def test_narrow_gradients_are_widened_in_a_refit_only():
 
 def test_a_refit_of_ones_own_is_not_passed_over():
     class Leading(SubspaceIteration):
-        def refit(self, *args):
-            return SVD().refit(*args)
+        def refit(self, step):
+            return SVD().refit(step)
 
     # All are fitted after the third step; before, they are what each starts at.
     leading, svd = (trajectory(projector)[3:] for projector in (Leading(first_fits=1), SVD()))

@@ -105,9 +105,9 @@ class Flipping(SVD):
 
     seed: int = 0
 
-    def refit(self, frame, basis, matrix, due, fitted, seed):
-        new, usable = super().refit(frame, basis, matrix, due, fitted, seed)
-        key = jax.random.fold_in(jax.random.key(self.seed), seed)
+    def refit(self, step):
+        new, usable = super().refit(step)
+        key = jax.random.fold_in(jax.random.key(self.seed), step.seed)
         signs = jax.random.rademacher(key, new.shape[-2:-1], new.dtype)
         return new * signs[:, None], usable
 

@@ -68,8 +68,8 @@ class FirstOrSecond(oxs.SVD):
         axis = ["first", "second"].index(name)
         return jnp.eye(frame.size, dtype=dtype)[axis : axis + 1]
 
-    def refit(self, frame, basis, matrix, due, fitted, seed):
-        return basis, due
+    def refit(self, step):
+        return step.basis, step.due
 
 
 def test_a_projector_of_a_users_own_is_told_the_names():

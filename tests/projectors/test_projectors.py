@@ -15,6 +15,7 @@ from optax_structured.projectors import (
     SVD,
     RandomizedRange,
     RandomProjection,
+    Refit,
     SubspaceIteration,
     Tucker,
     TwoSided,
@@ -50,7 +51,7 @@ def frame_of(shape, rank, side="rows", projector=SVD()):  # noqa: B008  (frozen)
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def refit(projector, frame, basis, gradient, fitted, key):
     due = jnp.ones(frame.batch, bool)
-    return projector.refit(frame, basis, frame.turn(gradient), due, fitted, key)[0]
+    return projector.refit(Refit(frame, basis, frame.turn(gradient), due, fitted, key))[0]
 
 
 def fit(projector, frame, gradient, basis=None, seed=0, name="w"):

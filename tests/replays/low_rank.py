@@ -87,14 +87,16 @@ def signs_are_fixed(golden: Golden, axes: oxs.Axes) -> bool:
     return all(map(fixed, columns)) and all(fixed(np.swapaxes(x, -1, -2)) for x in rows)
 
 
-def recorded(golden: Golden, frame: Any, matrix: jax.Array, key: str, size: int) -> jax.Array:
+def recorded(golden: Golden, step: Any, key: str, size: int) -> jax.Array:
     """A recorded basis of `size` entries; leaf and step are told by the gradient."""
     bases, seen = [], []
     for leaf, steps in golden.leaves(f"state/{key}").items():
-        if golden.leaves("grads")[leaf].shape[1:] == frame.shape and steps[0].size == size:
+        if golden.leaves("grads")[leaf].shape[1:] == step.frame.shape and steps[0].size == size:
             bases.append(jnp.asarray(steps))
-            seen.append(jax.vmap(frame.axes.to_matrix)(jnp.asarray(golden.leaves("grads")[leaf])))
-    same = jnp.all(jnp.concatenate(seen) == matrix, (-2, -1))
+            seen.append(
+                jax.vmap(step.frame.axes.to_matrix)(jnp.asarray(golden.leaves("grads")[leaf]))
+            )
+    same = jnp.all(jnp.concatenate(seen) == step.matrix, (-2, -1))
     return jnp.concatenate(bases)[jnp.argmax(same)]
 
 
@@ -104,9 +106,9 @@ class Recorded(OneSided):
 
     golden: Golden
 
-    def refit(self, frame, basis, matrix, due, fitted, seed):
-        new = recorded(self.golden, frame, matrix, "projector", basis.size)
-        return new.T if frame.side == "rows" else new, due
+    def refit(self, step):
+        new = recorded(self.golden, step, "projector", step.basis.size)
+        return new.T if step.frame.side == "rows" else new, step.due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +117,12 @@ class RecordedSides(TwoSided):
 
     golden: Golden
 
-    def refit(self, frame, basis, matrix, due, fitted, seed):
+    def refit(self, step):
         left, right = (
-            recorded(self.golden, frame, matrix, f"projector_{side}", old.size)
-            for side, old in zip(("left", "right"), basis, strict=True)
+            recorded(self.golden, step, f"projector_{side}", old.size)
+            for side, old in zip(("left", "right"), step.basis, strict=True)
         )
-        return Sides(left, right.T), due
+        return Sides(left, right.T), step.due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +131,9 @@ class RecordedFactors(oxs.projectors.Tucker):
 
     golden: Golden | None = None
 
-    def refit(self, frame, basis, matrix, due, fitted, seed):
+    def refit(self, step):
         factors = (
-            recorded(self.golden, frame, matrix, f"factor{axis}", old.size)
-            for axis, old in enumerate(basis)
+            recorded(self.golden, step, f"factor{axis}", old.size)
+            for axis, old in enumerate(step.basis)
         )
-        return tuple(factors), due
+        return tuple(factors), step.due
