@@ -14,10 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from optax_structured.memory import MemoryReport, abstract_state, memory_report
 from optax_structured.meshes.shardings import state_shardings
-from optax_structured.quantization import Affine, Dynamic
+from optax_structured.quantization import Dynamic
 from optax_structured.recipes import registry
 from optax_structured.training.state_bits import codec_of, default_state_bits, made
 from optax_structured.trees import resolve
+from optax_structured.weights import quantize_weights
 
 RECIPES = tuple(name for name, recipe in registry.RECIPES.items() if recipe.numbers)
 _SMALLEST_BLOCK = 8  # that halving tries; its scales take as much as half of an 8-bit code
@@ -194,10 +195,10 @@ def _weights(recipe: str, structure: Any, placed: Any) -> tuple[int, int]:
     """Bytes of the weights, in total and on the fullest device; of Q-GaLore in INT8."""
     total = local = 0
     for leaf, spec in zip(jax.tree.leaves(placed), resolve(structure, placed), strict=True):
-        whole = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        in_codes = spec is not None and registry.RECIPES[recipe].takes("weights")
-        held = jax.eval_shape(Affine().encode, whole) if in_codes else whole
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
+        size = leaf.size * leaf.dtype.itemsize
+        if spec is not None and registry.RECIPES[recipe].takes("weights"):
+            whole = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            size = jax.eval_shape(quantize_weights, whole).bytes
         share = math.prod(leaf.sharding.shard_shape(leaf.shape)) / max(leaf.size, 1)
         total += size
         local += math.ceil(size * share)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from optax_structured.meshes.placement import product, whole_matrices
 from optax_structured.projectors.base import Factors, transpose
 from optax_structured.projectors.frames import Frame
+from optax_structured.xla.narrow_operands import rows_first
 
 
 def project(frame: Frame, factors: Factors, matrix: jax.Array) -> jax.Array:
@@ -27,7 +28,9 @@ def lift(frame: Frame, factors: Factors, low: jax.Array) -> jax.Array:
         return _matrices(frame, fold(low, tuple(map(transpose, factors))))
     factors = _narrow(factors, low)
     first, second = (low, factors) if frame.side == "cols" else (factors, low)
-    return product(first, second, transpose_a=True)
+    if jnp.finfo(low.dtype).bits >= 32:
+        return product(first, second, transpose_a=True)
+    return product(rows_first(transpose(first)), second)
 
 
 def tensor(frame: Frame, oriented: jax.Array) -> jax.Array:
