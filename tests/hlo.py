@@ -1,6 +1,7 @@
 """What a compiled program communicates, and when."""
 
 import functools
+import math
 import re
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
@@ -29,6 +30,12 @@ def steady_collectives(text):
                 found.append(line)
             todo += _CALLED.findall(line)
     return found
+
+
+def beyond_flags(lines):
+    """Those that carry more than a number; whether a leaf is finite is a number, for which
+    compilers of accelerators send one message for all leaves."""
+    return [line for line in lines if any(math.prod(shape) > 1 for shape in shapes_of(line))]
 
 
 def all_collectives(text):

@@ -261,7 +261,7 @@ def test_zero_test_of_ramda():
     seen = set()
     for steps in range(1, STEPS):
         _, state = run(tx, start(), gradients(steps))
-        dual, metric = state[0], jnp.cbrt(state[1].square_sum) + 1e-6
+        dual, metric = state.inner_state[0], jnp.cbrt(state.inner_state[1].square_sum) + 1e-6
         norms = jnp.linalg.norm(metric * dual.anchor - dual.gradient_sum, axis=1)
         zero = norms <= dual.alpha * strength * np.sqrt(SHAPE[1])
         assert_equal(~GROUPS.support(oxs.prox_point(state, GROUPS)), zero)

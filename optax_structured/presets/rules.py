@@ -98,7 +98,7 @@ def low_rank(
       >>> params = model.init(jax.random.key(0), x)["params"]
       >>> low_rank = oxs.presets.low_rank(model, oxs.LowRank(16), x)
       >>> optimizer = oxs.galore(1e-2, low_rank)
-      >>> jax.tree.map(jnp.shape, optimizer.init(params)[0].bases)["query:kernel"]
+      >>> jax.tree.map(jnp.shape, optimizer.init(params).inner_state[0].bases)["query:kernel"]
       (16, 64)
     """
     if dataclasses.replace(spec.axes, side="small") != Axes():

@@ -10,24 +10,19 @@ import optax
 from optax_structured.proximal.prox_step import ProxStepState
 from optax_structured.states.clock import Clock
 from optax_structured.step_sizes.stages import check_milestones
-from optax_structured.transforms import SkipNonfiniteState
+from optax_structured.transforms.nonfinite import skip_nonfinite, unguarded
 from optax_structured.trees.checks import check_params
 from optax_structured.trees.tree_checks import another_tree
 
 _KEPT = (Clock, ProxStepState)  # whose strength may have been sought for
-# What these states hold beside their inner state is kept.
-_COUNTED = (
-    SkipNonfiniteState,
-    optax.InjectHyperparamsState,
-    optax.InjectStatefulHyperparamsState,
-)
+_INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 
 
 class RestartState(NamedTuple):
     """State of `restart_at`."""
 
     steps: jax.Array  # () int32: steps since init
-    inner_state: Any  # fresh at each milestone, but for clocks, strengths, skips, hyperparameters
+    inner_state: Any  # fresh at each milestone, but for clocks, strengths, hyperparameters
 
 
 def restart_at(
@@ -47,7 +42,8 @@ def restart_at(
       milestones: increasing whole numbers of steps done, each at least 1; may be empty.
 
     Returns:
-      The wrapped transformation; its update needs `params`. Its state is `RestartState`.
+      The wrapped transformation; its update needs `params`. Its state is `SkipNonfiniteState`
+      around `RestartState`.
 
     Raises:
       ValueError: milestones that do not increase from 1 on; missing `params`.
@@ -64,7 +60,7 @@ def restart_at(
       <https://arxiv.org/abs/2403.14398>`_, 2024. Momentum is not reset there either.
     """
     milestones = check_milestones(milestones)
-    inner = optax.with_extra_args_support(inner)
+    inner = unguarded(inner)  # the whole is guarded
 
     def init(params: Any) -> RestartState:
         return RestartState(jnp.zeros((), jnp.int32), inner.init(params))
@@ -87,17 +83,17 @@ def restart_at(
         updates, inner_state = inner.update(updates, inner_state, params, **extra_args)
         return updates, RestartState(optax.safe_increment(state.steps), inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return skip_nonfinite(optax.GradientTransformationExtraArgs(init, update))
 
 
 def _keep_clocks(old: Any, fresh: Any) -> Any:
-    """`fresh` with the clocks, strengths, skipped steps and injected hyperparameters of `old`."""
+    """`fresh` with the clocks, strengths and injected hyperparameters of `old`."""
 
     def keep(old: Any, fresh: Any) -> Any:
         if isinstance(old, _KEPT):
             return old
-        if isinstance(old, _COUNTED):
+        if isinstance(old, _INJECTED):
             return old._replace(inner_state=_keep_clocks(old.inner_state, fresh.inner_state))
         return fresh
 
-    return jax.tree.map(keep, old, fresh, is_leaf=lambda x: isinstance(x, (*_KEPT, *_COUNTED)))
+    return jax.tree.map(keep, old, fresh, is_leaf=lambda x: isinstance(x, (*_KEPT, *_INJECTED)))

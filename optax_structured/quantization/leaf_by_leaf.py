@@ -9,14 +9,19 @@ import jax.numpy as jnp
 
 from optax_structured.quantization.codec import is_encoded
 from optax_structured.quantization.stored_state import Plan
+from optax_structured.transforms.nonfinite import new_if
 from optax_structured.xla.output_by_output import OutputByOutput
 from optax_structured.xla.sequencing import as_one, zero_after
 
 
 def leaf_by_leaf(
-    step: Callable[[Any, Any], Any], gradients: list[Any], stored: list[Any], plan: Plan
+    step: Callable[[Any, Any], Any],
+    gradients: list[Any],
+    stored: list[Any],
+    plan: Plan,
+    usable: jax.Array | None,
 ) -> tuple[Any, Any]:
-    """One step of the inner transformation, on one parameter after the other."""
+    """One step of the inner transformation, on one parameter after the other, if it is usable."""
     decode = [functools.partial(plan.decode, i) for i in range(len(stored))]
     abstract = [jax.eval_shape(f, x) for f, x in zip(decode, stored, strict=True)]
     program = OutputByOutput(step, gradients, abstract)
@@ -39,18 +44,25 @@ def leaf_by_leaf(
     made: list[Any] = [None] * len(outputs)
     for k in range(count):
         mine = [i for i, owner in enumerate(plan.owners) if owner == k]
-        made[k], *fresh = program.run([k, *(count + i for i in mine)])
+        update, *fresh = program.run([k, *(count + i for i in mine)])
+        made[k] = new_if(usable, update)
         old = [stored[i] for i in mine]
-        scales = [x.absmax for x in old if is_encoded(x)]
         encode = functools.partial(plan.encode, mine)
-        codes = as_one(encode, fresh, old, scales[0]) if scales else encode(fresh)
-        for i, x in zip(mine, codes, strict=True):
+        for i, x in zip(mine, as_one(encode, fresh, old, _true(usable, old)), strict=True):
             made[count + i] = x
             if is_encoded(x):
                 turn = zero_after(x.codes, turn)
     rest = [count + i for i, owner in enumerate(plan.owners) if owner is None]
     shared = plan.encode([i - count for i in rest], program.run(rest))
     for i, x in zip(rest, shared, strict=True):
-        made[i] = x
+        made[i] = jax.tree.map(functools.partial(new_if, usable), x, stored[i - count])
     program.finish()
     return structure.unflatten(made)
+
+
+def _true(usable: jax.Array | None, old: list[Any]) -> jax.Array:
+    """Whether a step is usable: without codes, or a word about it, always, which XLA knows not."""
+    if usable is not None:
+        return usable
+    scales = [x.absmax for x in old if is_encoded(x) and x.absmax.size]
+    return ~(scales[0][(0,) * scales[0].ndim] < 0) if scales else jnp.ones((), bool)

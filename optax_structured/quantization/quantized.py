@@ -14,8 +14,9 @@ from optax_structured.quantization.selection import Fields, as_roles, selected
 from optax_structured.quantization.stored_state import Plan
 from optax_structured.states import owners
 from optax_structured.states.roles import Role
+from optax_structured.transforms.nonfinite import Skipping, skip_nonfinite, step_if, unguarded
 from optax_structured.trees import Rules, as_rules, named_leaves, resolve
-from optax_structured.trees.precision import finite, wide_dtype
+from optax_structured.trees.precision import wide_dtype
 from optax_structured.trees.tree_checks import check_same_tree
 
 
@@ -45,8 +46,7 @@ def quantized(
     fields, and a table says for those of optax and optax.contrib: averages of gradients (first
     moments) with a sign, averages and sums of their squares without. Sums of gradients, copies of
     parameters, bases, error buffers and accumulated gradients keep their precision; an optimizer
-    that holds nothing else is refused with the reasons. An entry of a gradient that is not finite
-    counts as zero.
+    that holds nothing else is refused with the reasons.
 
     Args:
       inner: any transformation or whole optimizer: `optax.adamw(1e-3)`, `optax.lion(1e-4)`,
@@ -60,8 +60,9 @@ def quantized(
         array as it is.
 
     Returns:
-      An optimizer or element like `inner`, extra arguments included. Its state is `QuantizedState`,
-      with the arrays of a codec instead of moments. Updates are float32 or wider.
+      An optimizer or element like `inner`, extra arguments included. Its state is a
+      `SkipNonfiniteState` around `QuantizedState`, with the arrays of a codec instead of moments.
+      Updates are float32 or wider.
 
     Raises:
       TypeError, ValueError: another codec than `Dynamic`, a state of which nothing is known or
@@ -74,8 +75,8 @@ def quantized(
       >>> import jax.numpy as jnp, optax, optax_structured as oxs
       >>> optimizer = oxs.quantized(optax.adam(1e-3))
       >>> params = {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)}
-      >>> oxs.state_bytes(optimizer, params)  # 2 bytes per entry, 8 per block, 8 per entry of bias
-      8836
+      >>> oxs.state_bytes(optimizer, params)  # 2 per entry, 8 per block, 8 per entry of bias, 12
+      8844
 
     Reference: Dettmers et al., `8-bit Optimizers via Block-wise Quantization
     <https://arxiv.org/abs/2110.02861>`_, ICLR 2022. Their kernels round small second moments to 0:
@@ -89,7 +90,7 @@ def quantized(
         _check(value)
     if not min_size >= 0:
         raise ValueError(f"min_size must be a number of entries, at least 0, got {min_size!r}")
-    inner = optax.with_extra_args_support(inner)
+    inner = unguarded(inner)  # the whole is guarded
     as_roles(fields or {})  # names of roles are checked before there is a state
     shared = table.default if table.has_default else None  # for what belongs to no one parameter
 
@@ -114,14 +115,19 @@ def quantized(
         return QuantizedState(structure.unflatten(todo.encode(range(len(leaves)), leaves)))
 
     def update(
-        updates: Any, state: QuantizedState, params: Any = None, **extra: Any
+        updates: Any,
+        state: QuantizedState,
+        params: Any = None,
+        *,
+        usable: jax.Array | None = None,
+        **extra: Any,
     ) -> tuple[Any, QuantizedState]:
         if params is not None:
             check_same_tree("quantized", updates, params, whose="the parameters")
         todo = plan(updates if params is None else params)
         stored, states = todo.stored(state.inner)
         if not any(todo.codecs):
-            updates, new = inner.update(updates, state.inner, params, **extra)
+            updates, new = step_if(usable, inner, updates, state.inner, params, **extra)
             return updates, QuantizedState(new)
         structure: Any
         gradients, structure = jax.tree.flatten(updates)
@@ -132,12 +138,12 @@ def quantized(
         def step(gradients: Any, leaves: Any) -> tuple[Any, Any]:
             tree = states.unflatten(leaves)
             wide = map(jnp.asarray, gradients, dtypes)
-            return inner.update(structure.unflatten(map(finite, wide)), tree, params, **extra)
+            return inner.update(structure.unflatten(wide), tree, params, **extra)
 
-        updates, new = leaf_by_leaf(step, gradients, stored, todo)
+        updates, new = leaf_by_leaf(step, gradients, stored, todo, usable)
         return updates, QuantizedState(new)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return skip_nonfinite(Skipping(init, update))
 
 
 def _codec(codec: Dynamic | None, role: Role | None) -> Dynamic | None:

@@ -13,9 +13,9 @@ from optax_structured.low_rank.residuals import Drop, ErrorFeedback
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.wrapper import low_rank_projection
 from optax_structured.projectors import DCT
-from optax_structured.recipes.descent import decoupled, descent, finite
+from optax_structured.recipes.descent import decoupled, descent
 from optax_structured.states.clock import ScalarOrSchedule
-from optax_structured.transforms import debiased_adam, orthogonalize
+from optax_structured.transforms import debiased_adam, orthogonalize, skip_nonfinite
 from optax_structured.trees import Rules, resolve
 from optax_structured.trees.checks import check_fraction
 
@@ -81,7 +81,7 @@ def dct_adamw(
         refresh=Periodic(offset=1),
         residual=ErrorFeedback() if error_feedback else Drop(),
     )
-    return optax.chain(
+    return skip_nonfinite(
         low_rank_projection(debiased_adam(b1, b2, eps), table),
         decoupled(weight_decay),
         descent(learning_rate),
@@ -165,12 +165,11 @@ def trion(
         descent(learning_rate),
     )
     others = optax.chain(
-        finite(),
         debiased_adam(0.9, 0.95, 1e-10),
         decoupled(weight_decay),
         descent(adam_learning_rate, "adam_learning_rate"),
     )
-    return optax.partition({"matrix": matrices, "other": others}, labels)
+    return skip_nonfinite(optax.partition({"matrix": matrices, "other": others}, labels))
 
 
 def _scaled_by_shape(table: Rules, scaling: Scaling) -> optax.GradientTransformation:

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import jax
 import optax
 
 from optax_structured.states.clock import ScalarOrSchedule, is_zero
 from optax_structured.transforms import bias_correction, uncorrected_adam
-from optax_structured.trees import precision
+from optax_structured.transforms.nonfinite import unguarded
 from optax_structured.trees.checks import check_nonnegative
 
 
@@ -28,16 +27,6 @@ def decoupled(weight_decay: ScalarOrSchedule) -> optax.GradientTransformation:
     return decay
 
 
-def finite() -> optax.GradientTransformation:
-    """Zero for what is not finite, as `low_rank_projection` takes it."""
-
-    def zeroed(updates: Any, params: Any = None) -> Any:
-        del params
-        return jax.tree.map(precision.finite, updates)
-
-    return optax.stateless(zeroed)
-
-
 def adam_or(
     inner: optax.GradientTransformation | None, b1: Any, b2: Any, eps: Any
 ) -> tuple[optax.GradientTransformation, tuple[optax.GradientTransformation, ...]]:
@@ -51,4 +40,4 @@ def adam_or(
             f"inner=... was given and also {', '.join(given)}, which belong to the Adam that it "
             "replaces; give them to the inner transformation"
         )
-    return inner, ()
+    return unguarded(inner), ()

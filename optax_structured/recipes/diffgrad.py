@@ -6,7 +6,7 @@ import optax
 
 from optax_structured.recipes.descent import decoupled, descent
 from optax_structured.states.clock import ScalarOrSchedule
-from optax_structured.transforms import Friction, scale_by_diffgrad
+from optax_structured.transforms import Friction, scale_by_diffgrad, skip_nonfinite
 from optax_structured.trees.checks import check_nonnegative
 
 
@@ -59,7 +59,7 @@ def diffgrad(
       <https://arxiv.org/abs/1909.11015>`_, 2020. Code and paper add eps in different places.
     """
     check_nonnegative("l2", l2)
-    return optax.chain(
+    return skip_nonfinite(
         optax.add_decayed_weights(l2),
         scale_by_diffgrad(b1, b2, eps, friction=friction, eps_form=eps_form),
         decoupled(weight_decay),

@@ -7,6 +7,7 @@ import jax
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
+from optax_structured.transforms import skip_nonfinite
 from optax_structured.trees import named_leaves
 from optax_structured.xla import jaxprs as core
 
@@ -16,13 +17,13 @@ _HARMLESS = {"broadcast_in_dim", "convert_element_type", "copy", "select_n", "sh
 
 
 def closed(recipe: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """The same recipe, whose updates bear a name in the program; the name costs nothing."""
+    """`skip_nonfinite` of a recipe, whose updates bear a name in the program at no cost."""
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         updates, state = recipe.update(updates, state, params, **extra)
         return jax.tree.map(lambda u: checkpoint_name(u, _MARK), updates), state
 
-    return optax.GradientTransformationExtraArgs(recipe.init, update)
+    return skip_nonfinite(optax.GradientTransformationExtraArgs(recipe.init, update))
 
 
 def closed_chain(

@@ -6,7 +6,7 @@ from optax_structured.low_rank.spec import LowRank
 from optax_structured.low_rank.wrapper import low_rank_projection
 from optax_structured.recipes.descent import adam_or, descent
 from optax_structured.states.clock import ScalarOrSchedule
-from optax_structured.transforms import decay_updated_weights
+from optax_structured.transforms import decay_updated_weights, skip_nonfinite
 from optax_structured.trees import Rules
 
 
@@ -70,7 +70,7 @@ def galore(
       are fixed, and the default projector moves its columns along with the gradient.
     """
     inner, correction = adam_or(inner, b1, b2, eps)
-    return optax.chain(
+    return skip_nonfinite(
         low_rank_projection(inner, low_rank, scale=scale),
         *correction,
         descent(learning_rate),

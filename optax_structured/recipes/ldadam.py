@@ -6,6 +6,7 @@ from optax_structured.low_rank.ldadam import scale_by_ldadam
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.recipes.descent import decoupled, descent
 from optax_structured.states.clock import ScalarOrSchedule
+from optax_structured.transforms import skip_nonfinite
 from optax_structured.trees import Rules
 
 
@@ -59,7 +60,7 @@ def ldadam(
       Robert et al., `LDAdam: Adaptive Optimization from Low-Dimensional Gradient Statistics
       <https://arxiv.org/abs/2410.16103>`_, ICLR 2025.
     """
-    return optax.chain(
+    return skip_nonfinite(
         scale_by_ldadam(low_rank, b1=b1, b2=b2, eps=eps, rho=rho, error_feedback=error_feedback),
         decoupled(weight_decay),
         descent(learning_rate),

@@ -10,7 +10,7 @@ from optax_structured.proximal.preconditioners import adaptive_preconditioner
 from optax_structured.proximal.prox_step import prox_step
 from optax_structured.recipes.averaging import averaged, combined
 from optax_structured.states.clock import ScalarOrSchedule
-from optax_structured.transforms import primal_averaging, scale_by_mirror_madgrad
+from optax_structured.transforms import primal_averaging, scale_by_mirror_madgrad, skip_nonfinite
 from optax_structured.trees.checks import check_nonnegative
 
 
@@ -76,9 +76,9 @@ def madgrad(
         *averaged(momentum, keep_point=False),
     )
     if not decoupled:
-        return optax.chain(optax.add_decayed_weights(weight_decay), *steps)
+        return skip_nonfinite(optax.add_decayed_weights(weight_decay), *steps)
     shrunk = combined(lambda rate, decay: -rate * decay, rate, weight_decay)
-    return optax.chain(*steps, optax.add_decayed_weights(shrunk))
+    return skip_nonfinite(*steps, optax.add_decayed_weights(shrunk))
 
 
 def mirror_madgrad(
@@ -130,8 +130,8 @@ def mirror_madgrad(
     mirror, decay = scale_by_mirror_madgrad(eps), optax.add_decayed_weights(weight_decay)
     descent = optax.scale_by_learning_rate(combined(_raised, learning_rate, eps))
     if not decoupled:
-        return optax.chain(decay, primal_averaging(optax.chain(mirror, descent), momentum))
-    return primal_averaging(optax.chain(mirror, decay, descent), momentum)
+        return skip_nonfinite(decay, primal_averaging(optax.chain(mirror, descent), momentum))
+    return skip_nonfinite(primal_averaging(optax.chain(mirror, decay, descent), momentum))
 
 
 def _raised(learning_rate: Any, eps: Any) -> Any:

@@ -12,7 +12,8 @@ from optax_structured.quantization import Affine, Dynamic, quantized
 from optax_structured.recipes.descent import descent
 from optax_structured.recipes.end_of_chain import closed_chain
 from optax_structured.states.clock import ScalarOrSchedule
-from optax_structured.transforms import debiased_adam, decay_updated_weights
+from optax_structured.transforms import debiased_adam, decay_updated_weights, skip_nonfinite
+from optax_structured.transforms.nonfinite import unguarded
 from optax_structured.trees import Rules, as_rules, resolve
 from optax_structured.weights import keep_on_grid
 
@@ -77,7 +78,7 @@ def q_galore(
       >>> params = {"kernel": jnp.ones((8, 6)), "bias": jnp.zeros(6)}
       >>> state = optimizer.init(params)
       >>> updates, state = optimizer.update(params, state, params)
-      >>> state[0].bases["kernel"].codes.nbytes  # two entries a byte
+      >>> state.inner_state[0].bases["kernel"].codes.nbytes  # two entries a byte
       6
 
     References:
@@ -87,7 +88,7 @@ def q_galore(
       has both, without the signs. The code keeps 4-bit codes in a byte each; here they are packed.
     """
     table = completed(low_rank, refresh=Lazy(), codec=Affine(bits=4))
-    adam = quantized(debiased_adam(b1, b2, eps), as_rules(moments))
+    adam = unguarded(quantized(debiased_adam(b1, b2, eps), as_rules(moments)))
 
     elements = [
         low_rank_projection(adam, table, scale=scale),
@@ -101,4 +102,4 @@ def q_galore(
 
     if weights is not None:
         elements.append(optax.masked(keep_on_grid(weights, seed=seed), projected))
-    return closed_chain(*elements) if weights is not None else optax.chain(*elements)
+    return closed_chain(*elements) if weights is not None else skip_nonfinite(*elements)

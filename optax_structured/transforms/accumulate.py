@@ -48,8 +48,8 @@ def accumulate(
     Raises:
       ValueError: `every` is not a whole number of at least 1.
 
-    Equals `inner` for `every=1`. A gradient that is not finite reaches `inner` in the mean; the
-    next sum starts from zero all the same.
+    Equals `inner` for `every=1`. A gradient that is not finite reaches `inner` in the mean, so a
+    recipe skips the whole mean; the next sum starts from zero.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_structured as oxs

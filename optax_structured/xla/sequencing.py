@@ -1,5 +1,6 @@
 """Leaf after leaf, where the compiler would begin all of them at once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,8 @@ def zero_after(made: jax.Array, otherwise: jax.Array) -> jax.Array:
     )
 
 
-def as_one(function: Callable[[Any], Any], x: Any, old: Any, nonnegative: jax.Array) -> Any:
-    """`function(x)` as one operation: what reads a part of the result waits for all of it.
+def as_one(function: Callable[[Any], Any], x: Any, old: Any, taken: jax.Array) -> Any:
+    """`function(x)` if taken, else `old`: what reads a part of the result waits for all of it.
 
     XLA for CPUs would rather compute an array twice than wait for it; it takes an opaque
     conditional for a unit. Without, 8-bit Adam holds four decoded leaves at once instead of two
@@ -45,16 +46,16 @@ def as_one(function: Callable[[Any], Any], x: Any, old: Any, nonnegative: jax.Ar
       function: of a tree of arrays.
       x: the tree.
       old: another result of `function`, of the same types.
-      nonnegative: an array without negative entries, which XLA does not know.
+      taken: bool, (), of which XLA does not know the value.
     """
-    axes = jax.typeof(nonnegative).sharding.mesh.axis_types
-    if not nonnegative.size or any(axis == AxisType.Explicit for axis in axes):
-        return function(x)
 
-    def unit(x: Any, old: Any, scale: jax.Array) -> Any:
-        always = ~(scale[(0,) * scale.ndim] < 0)
-        return jax.lax.cond(always, lambda x, _: function(x), lambda _, old: old, x, old)
+    def unit(x: Any, old: Any, taken: jax.Array) -> Any:
+        return jax.lax.cond(taken, lambda x, _: function(x), lambda _, old: old, x, old)
 
-    return jax.lax.platform_dependent(
-        x, old, nonnegative, cpu=unit, default=lambda x, *_: function(x)
-    )
+    def select(x: Any, old: Any, taken: jax.Array) -> Any:
+        return jax.tree.map(functools.partial(jax.lax.select, taken), function(x), old)
+
+    meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves((x, old)))
+    if any(axis == AxisType.Explicit for mesh in meshes for axis in mesh.axis_types):
+        return select(x, old, taken)
+    return jax.lax.platform_dependent(x, old, taken, cpu=unit, default=select)

@@ -53,7 +53,7 @@ def main():
             state, _ = task.steps(state, first, task.steps_a_call)
         done = step
         gradient = dict(named_leaves(task.gradient(state.params, step)))
-        bases = state.opt_state[0].bases
+        bases = state.opt_state.inner_state[0].bases
         for name, projector in PROJECTORS.items():
             warm = step > 0 and isinstance(projector, oxs.SubspaceIteration)
             spec = oxs.LowRank(RANK, axes=oxs.Axes(rows=-1, cols=-2), projector=projector)

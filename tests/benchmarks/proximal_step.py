@@ -66,7 +66,7 @@ def kkt_residual(optimizer, params, grads):
     """Of the first ramda step, in float64: the largest over groups, relative to the linear term."""
     state = optimizer.init(params)
     point, state = jax.jit(optimizer.update)(grads, state, params)
-    dual, metric = state[0], state[1].square_sum
+    dual, metric = state.inner_state[0], state.inner_state[1].square_sum
     worst = 0.0
     for w, p, anchor, v, u in zip(
         *map(jax.tree.leaves, (point, params, dual.anchor, dual.gradient_sum, metric)), strict=True

@@ -96,7 +96,7 @@ def test_what_is_accepted_takes_at_most_as_much_as_adam(projector, side, shape):
 def test_small_leaves_are_not_judged():
     """Full rank is how an optimizer is compared with another on a small example."""
     params = jnp.ones((31, 33))
-    assert oxs.galore(1e-3, oxs.LowRank(99)).init(params)[0].bases
+    assert oxs.galore(1e-3, oxs.LowRank(99)).init(params).inner_state[0].bases
     with pytest.raises(ValueError, match="takes .* plain Adam 2,048"):
         oxs.galore(1e-3, oxs.LowRank(99)).init(jnp.ones((32, 32)))
 

@@ -51,14 +51,14 @@ def test_without_codes_it_is_galore_with_lazy_refits(moments):
     # A moment between two codes may fall to either side: some 1 % of a step.
     off = {"rtol": reordered(jnp.float32), "atol": 0.0 if moments is None else 0.02 * 0.01}
     assert_close(got, run(expected, start, grads)[0], **off)
-    large = state[0].inner.inner.mu["kernel"]
+    large = state.inner_state[0].inner.inner.mu["kernel"]
     assert isinstance(large, DynamicCode) == (moments is not None)
-    assert not isinstance(state[0].inner.inner.mu["small"], DynamicCode)
+    assert not isinstance(state.inner_state[0].inner.inner.mu["small"], DynamicCode)
 
 
 def test_what_is_in_codes_by_default():
     start = normal_tree("w", SHAPES)
-    state = oxs.q_galore(0.01, spec()).init(start)[0]
+    state = oxs.q_galore(0.01, spec()).init(start).inner_state[0]
     assert {name: b.codes.dtype for name, b in state.bases.items()} == {
         "kernel": jnp.uint8,
         "small": jnp.uint8,

@@ -207,8 +207,8 @@ def test_grad_norm_lorp_changes_lengths_by_the_magnitude_alone():
     start = {"w": normal("w", (6, 4)), "b": normal("b", (4,))}
     tx = grad_norm_lorp(0.1, LowRank(2), weight_decay=0.5)
     _, state = run(tx, start, [start])
-    assert state.direction[0].inner.mu["w"].shape == (2, 6)
-    assert state.magnitude[0].mu["w"].shape == (6,)
+    assert state.inner_state.direction[0].inner.mu["w"].shape == (2, 6)
+    assert state.inner_state.magnitude[0].mu["w"].shape == (6,)
     radial = {"w": start["w"], "b": jnp.zeros(4)}
     updates, _ = tx.update(radial, tx.init(start), start)
     lengths = jnp.linalg.norm(start["w"] + updates["w"], axis=-1)

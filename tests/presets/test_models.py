@@ -138,7 +138,7 @@ def test_low_rank_in_one_word(library):
     table = presets.low_rank(model, oxs.LowRank(16), *inputs)
     tx = oxs.galore(1e-2, table)
     state = jax.eval_shape(tx.init, params)
-    bases = [basis.shape for basis in jax.tree.leaves(state[0].bases)]
+    bases = [basis.shape for basis in jax.tree.leaves(state.inner_state[0].bases)]
     # The head, (64, 10), would take more than plain Adam does: 640 entries are not judged.
     assert bases.count((3, 16, 64)) == 5 and set(bases) == {(3, 16, 64), (16, 64), (10, 10)}
     assert oxs.state_bytes(tx, params) < oxs.state_bytes(optax.adam(1e-2), params)

@@ -67,7 +67,8 @@ def test_a_second_moment_in_bfloat16_is_not_frozen():
         lambda x: x.astype("bfloat16") if x.dtype == jnp.float32 else x, tx.init(jnp.ones(3))
     )
     _, state = tx.update(jnp.ones(3), state, jnp.ones(3))
-    assert jnp.all(state[1].mean_square > 0) and state[1].mean_square.dtype == jnp.bfloat16
+    square = state.inner_state[1].mean_square
+    assert jnp.all(square > 0) and square.dtype == jnp.bfloat16
 
 
 @every_kind

@@ -95,7 +95,9 @@ def test_a_kept_point_is_given_as_it_is():
     kept = oxs.prox_point(state, TABLE)
     for got, point in zip(jax.tree.leaves(kept), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, point, rtol=0, atol=1e-5)
-    solved = oxs.prox_point(tuple(s for s in state if type(s).__name__ != "PointState"), TABLE)
+    solved = oxs.prox_point(
+        tuple(s for s in state.inner_state if type(s).__name__ != "PointState"), TABLE
+    )
     assert np.max(np.abs(solved["dense"]["kernel"] - kept["dense"]["kernel"])) > 1e-4
 
 
@@ -110,7 +112,7 @@ def test_half_precision_parameters_have_a_point_in_float32():
 
 def test_state_in_codes_is_refused():
     code = oxs.Dynamic(block=2).encode(jnp.ones(4))
-    state = oxs.ramda(0.1, oxs.L1(), 0.1).init(jnp.ones(4))
+    state = oxs.ramda(0.1, oxs.L1(), 0.1).init(jnp.ones(4)).inner_state
     state = (state[0]._replace(gradient_sum=code), *state[1:])
     with pytest.raises(ValueError, match="in the codes of quantized.*keep_point=True"):
         oxs.prox_point(state, oxs.L1())

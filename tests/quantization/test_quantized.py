@@ -51,7 +51,7 @@ def test_without_large_leaves_it_is_the_inner_optimizer_bit_for_bit(name):
     expected, plain = run(INNER[name], params(), grads)
     got, state = run(oxs.quantized(INNER[name], min_size=math.inf), params(), grads)
     assert_equal(got, expected)
-    assert_equal(state.inner, plain)
+    assert_equal(state.inner_state.inner, plain)
 
 
 @every_inner
@@ -81,7 +81,7 @@ def test_the_first_step_sees_moments_that_were_never_rounded():
 
 def test_leaves_below_the_size_keep_float32():
     state = oxs.quantized(ADAM, min_size=100).init(params())
-    adam = state.inner[0]
+    adam = state.inner_state.inner[0]
     for moment in (adam.mu, adam.nu):
         assert isinstance(moment["embed"], DynamicCode)
         assert isinstance(moment["dense"]["kernel"], DynamicCode)
@@ -91,7 +91,7 @@ def test_leaves_below_the_size_keep_float32():
 def test_rules_say_which_leaves_and_how():
     codec = oxs.rules(("embed", None), ("bias", oxs.Dynamic(4)), default=oxs.Dynamic())
     tx = oxs.quantized(ADAM, codec, min_size=0)
-    adam = tx.init(params()).inner[0]
+    adam = tx.init(params()).inner_state.inner[0]
     assert adam.mu["embed"].dtype == jnp.float32
     assert adam.mu["dense"]["kernel"].codes.nbytes == 32 * 24
     assert adam.mu["dense"]["bias"].codes.nbytes == 24 / 2
@@ -106,7 +106,7 @@ def test_first_moments_have_a_sign_and_second_moments_none():
     tx = oxs.quantized(ADAM, min_size=0)
     grads = jax.tree.map(lambda g: -jnp.abs(g), gradients(0))
     _, state = run(tx, params(), [grads])
-    mu, nu = (x["embed"] for x in (state.inner[0].mu, state.inner[0].nu))
+    mu, nu = (x["embed"] for x in (state.inner_state.inner[0].mu, state.inner_state.inner[0].nu))
     gradient = grads["embed"]
     np.testing.assert_allclose(oxs.Dynamic().decode(mu), 0.1 * gradient, atol=0.01)
     unsigned = oxs.Dynamic(signed=False).decode(nu)
@@ -117,7 +117,7 @@ def test_of_the_low_rank_state_only_moments_are_encoded():
     state = oxs.quantized(oxs.galore(1e-2, SPEC), min_size=32).init(params())
     found = stored(state)
     assert found and all(".mu" in path or ".nu" in path for path in found)
-    bases = jax.tree.leaves(state.inner[0].bases)
+    bases = jax.tree.leaves(state.inner_state.inner[0].bases)
     assert any(x.dtype == jnp.float32 and x.size >= 32 for x in bases)
     outside, inside = (
         tx.init(params())
@@ -133,7 +133,7 @@ def test_the_learning_rate_can_be_injected_inside():
     tx = oxs.quantized(optax.inject_hyperparams(optax.adam)(1e-2), min_size=32)
     state = tx.init(params())
     assert stored(state)
-    state.inner.hyperparams["learning_rate"] = jnp.asarray(0.0)
+    state.inner_state.inner.hyperparams["learning_rate"] = jnp.asarray(0.0)
     got, _ = jitted(tx)(gradients(0), state, params())
     assert_equal(got, params())
 
@@ -184,16 +184,6 @@ def test_parameters_are_not_needed_where_the_inner_optimizer_needs_none():
     assert_equal(got, expected)
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_an_entry_that_is_not_finite_counts_as_zero(bad):
-    spoil = lambda tree, x: {**tree, "embed": tree["embed"].at[3, 5].set(x)}  # noqa: E731
-    tx = oxs.quantized(ADAM, min_size=32)
-    got, state = run(tx, params(), [gradients(0), spoil(gradients(1), bad), gradients(2)])
-    expected, clean = run(tx, params(), [gradients(0), spoil(gradients(1), 0.0), gradients(2)])
-    assert_equal(got, expected)
-    assert_equal(state, clean)
-
-
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_moments_of_narrow_parameters_are_computed_in_float32(dtype):
     """Optax keeps moments in the dtype of the parameters; codes decode to float32."""
@@ -202,7 +192,7 @@ def test_moments_of_narrow_parameters_are_computed_in_float32(dtype):
     state = tx.init(start)
     updates, state = tx.update(grads, state, start)
     assert {u.dtype for u in jax.tree.leaves(updates)} <= {jnp.dtype(dtype), jnp.dtype("float32")}
-    wide = oxs.Dynamic(signed=False).decode(state.inner.nu["embed"])
+    wide = oxs.Dynamic(signed=False).decode(state.inner_state.inner.nu["embed"])
     square = 1e-3 * grads["embed"].astype(jnp.float32) ** 2
     np.testing.assert_allclose(wide, square, atol=0.01 * float(square.max()))
 
@@ -223,7 +213,7 @@ def test_fields_of_other_states_are_added_to_the_table():
     tx = oxs.quantized(sketching(), fields=fields, min_size=32)
     _, state = run(tx, params(), [gradients(0)])
     assert len(stored(state)) == 2
-    decoded = oxs.Dynamic().decode(state.inner.sketch["embed"])
+    decoded = oxs.Dynamic().decode(state.inner_state.inner.sketch["embed"])
     np.testing.assert_allclose(decoded, gradients(0)["embed"], atol=0.05)
     plain = oxs.quantized(sketching(), fields={"SketchState": {"sketch": "wide"}}, min_size=0)
     assert not stored(plain.init(params()))

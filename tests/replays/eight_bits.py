@@ -147,7 +147,8 @@ def steps(run: Run) -> Iterator[tuple[int, Any, Any]]:
             uniform = {path(leaf): jnp.asarray(x[t]) for leaf, x in recorded.items()}
             state = (as_recorded(run, state[0], t), *state[1:])
             current, state = step(grads, state, before, uniform)
-            yield t, current, (state[0].inner if run.specs else state[0]).inner
+            adam = state[0].inner if run.specs else state[0]
+            yield t, current, adam.inner_state.inner
             before = {leaf: jnp.asarray(x) for leaf, x in golden.steps("params")[t].items()}
 
 
@@ -166,7 +167,7 @@ def as_recorded(run: Run, state: Any, t: int) -> Any:
 
 
 def with_codes(run: Run, state: Any, t: int) -> Any:
-    adam = state.inner
+    adam = state.inner_state.inner
     for field in MOMENTS if t else ():
         moments = dict(getattr(adam, field))
         scales = run.golden.leaves(f"state/absmax_{field}")
@@ -176,7 +177,7 @@ def with_codes(run: Run, state: Any, t: int) -> Any:
             absmax = jnp.asarray(scales[leaf][t - 1]).reshape(old.absmax.shape)
             moments[run.key(leaf)] = DynamicCode(jnp.asarray(codes[t - 1]), absmax)
         adam = adam._replace(**{field: moments})
-    return state._replace(inner=adam)
+    return state._replace(inner_state=state.inner_state._replace(inner=adam))
 
 
 def recorded_basis(run: Run, leaf: str, t: int) -> Any:

@@ -95,7 +95,7 @@ def test_a_single_array_owns_what_is_not_shared(name):
 def test_codes_belong_to_the_leaf_they_stand_for():
     tx = oxs.quantized(optax.adam(1e-3), oxs.Dynamic(block=2), min_size=2)
     params = [KERNEL, BIAS]
-    assert owners(tx, tx.init(params), params) == [None, 0, 0, 1, 1, 0, 0, 1, 1]
+    assert owners(tx, tx.init(params), params) == [None, None, None, 0, 0, 1, 1, 0, 0, 1, 1]
 
 
 def test_a_mask_of_whole_subtrees():

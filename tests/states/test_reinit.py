@@ -74,8 +74,9 @@ def test_leaves_that_start_again_may_have_other_settings(changed):
     new = reinit(after, state, params, "^head/kernel$")
     _, new = after.update(params, new, params)
     assert jax.tree.structure(new) == jax.tree.structure(after.init(params))
-    assert int(new[0].refresh["body:kernel"].missing) == 0  # an SVD is fitted once: it goes on
-    assert int(new[0].count) == 2
+    refresh = new.inner_state[0].refresh
+    assert int(refresh["body:kernel"].missing) == 0  # an SVD is fitted once: it goes on
+    assert int(new.inner_state[0].count) == 2
 
 
 def test_of_two_leaves_in_a_list_one_starts_again():
