@@ -69,7 +69,7 @@ def quantized(
         nothing can be encoded, complex moments, blocks that would lie on several devices of a mesh,
         or, in `update`, a state made with other settings.
 
-    Equals `inner`, bit for bit, with `min_size=math.inf`.
+    Equals `skip_nonfinite(inner)`, bit for bit, with `min_size=math.inf`.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_structured as oxs

@@ -48,10 +48,10 @@ def stored(state):
 @every_inner
 def test_without_large_leaves_it_is_the_inner_optimizer_bit_for_bit(name):
     grads = [gradients(i) for i in range(4)]
-    expected, plain = run(INNER[name], params(), grads)
+    expected, plain = run(oxs.skip_nonfinite(INNER[name]), params(), grads)
     got, state = run(oxs.quantized(INNER[name], min_size=math.inf), params(), grads)
     assert_equal(got, expected)
-    assert_equal(state.inner_state.inner, plain)
+    assert_equal(state.inner_state.inner, plain.inner_state)
 
 
 @every_inner
