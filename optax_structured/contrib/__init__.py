@@ -11,6 +11,7 @@ from optax_structured.contrib import (
     learning_curves,
     losses,
     scores,
+    solvers,
 )
 
-__all__ = ["bilevel", "communication", "layers", "learning_curves", "losses", "scores"]
+__all__ = ["bilevel", "communication", "layers", "learning_curves", "losses", "scores", "solvers"]
