@@ -26,9 +26,10 @@ from optax_structured.training.images.data import load as load_images
 def digits():
     """Standardised images in rows, and labels; training and test."""
     found = load_images("digits", None)
-    rows = lambda x: found.standardise(jnp.asarray(x)).reshape(len(x), -1)  # noqa: E731
-    labels = jnp.asarray(found.train_labels), jnp.asarray(found.test_labels)
-    return rows(found.train), labels[0], rows(found.test), labels[1]
+    with jax.ensure_compile_time_eval():
+        rows = [np.asarray(found.standardise(jnp.asarray(x))) for x in (found.train, found.test)]
+    train, test = (x.reshape(len(x), -1) for x in rows)
+    return train, np.asarray(found.train_labels), test, np.asarray(found.test_labels)
 
 
 def mlp(key, sizes):
@@ -53,7 +54,7 @@ def cross_entropy(params, x, y):
 
 def train(optimizer, key, *, steps, batch=64, sizes=(64, 32, 10)):
     """Final parameters, losses and accuracy on digits, and the optimizer's last state."""
-    x, y, test_x, test_y = digits()
+    x, y, test_x, test_y = map(jnp.asarray, digits())
     params = mlp(key, (x.shape[1], *sizes[1:]))
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -148,7 +149,7 @@ def schedules(seeds):
 def batches(seeds):
     """Microbatches of 16 through `accumulate`; the noise test sees their means."""
     examples, micro = 16384, 16
-    x, y, _, _ = digits()
+    x, y, _, _ = map(jnp.asarray, digits())
     control = oxs.step_sizes.BatchSizeController(micro, 512, interval=4)
     inner = optax.sgd(0.1)
 
@@ -189,7 +190,7 @@ def batches(seeds):
 
 def stability(seeds):
     """Least squares of a wide tanh network on 32 digits, from a point that fits them."""
-    x, y, _, _ = digits()
+    x, y, _, _ = map(jnp.asarray, digits())
     x, y = x[:32], (y[:32] % 2) * 2.0 - 1
     outputs = lambda p, x: jnp.tanh(x @ p["u"]) @ p["v"]  # noqa: E731
     loss = lambda p, x, y: jnp.mean((outputs(p, x) - y) ** 2) / 2  # noqa: E731

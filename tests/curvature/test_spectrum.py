@@ -148,9 +148,9 @@ def test_sharded_parameters_stay_sharded():
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
     w = jax.device_put(jnp.arange(1.0, 17.0), NamedSharding(mesh, P("d")))
     loss = lambda w, batch: jnp.sum(batch * w**2)  # noqa: E731
-    found = jax.jit(lambda w: hessian_density(loss, w, 2.0, jax.random.key(0), order=2, probes=1))(
-        w
-    )
+    density = jax.jit(lambda w: hessian_density(loss, w, 2.0, jax.random.key(0), order=2, probes=1))
+    with jax.set_mesh(mesh):
+        found = density(w)
     np.testing.assert_allclose(summarize(found).largest, 4.0, rtol=1e-5)
 
 
@@ -209,9 +209,6 @@ def test_the_limit_is_necessary_and_sharper_than_the_trace(batch_size, x64):
 
 def test_simulated_sgd_grows_above_the_radius_and_shrinks_below(x64):
     jac = jnp.asarray(np.random.default_rng(1).standard_normal((6, 3)))
-    rate_at = {}
-    for rate in np.geomspace(0.02, 2, 60):
-        rate_at[float(second_moment_radius(jac, rate, 2))] = rate
     keys = jax.random.split(jax.random.key(0), 4000)
 
     @jax.jit
@@ -221,12 +218,12 @@ def test_simulated_sgd_grows_above_the_radius_and_shrinks_below(x64):
             rows = jac[jax.random.randint(key, (2,), 0, 6)]
             return w - rate * rows.T @ (rows @ w) / 2, None
 
-        w, _ = jax.lax.scan(step, jnp.ones(3, float), jax.random.split(key, 10))
+        w, _ = jax.lax.scan(step, jnp.ones(3, float), jax.random.split(key, 30))
         return jnp.sum((jac @ w) ** 2)
 
     start = jnp.sum((jac @ jnp.ones(3)) ** 2)
-    for low, high, grows in ((0.8, 0.95, False), (1.3, 2.0, True)):
-        rate = next(rate for radius, rate in rate_at.items() if low < radius < high)
+    for rate, grows in ((1.35, False), (2.0, True)):
+        assert bool(second_moment_radius(jac, rate, 2) > 1) is grows
         assert bool(run(keys, jnp.full(4000, rate)).mean() > start) is grows
 
 
