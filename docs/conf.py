@@ -45,6 +45,8 @@ ROOMS = {
     "Low-rank projection": "low_rank",
     "Projectors": "projectors",
     "Small elements": "transforms",
+    "Step sizes": "step_sizes",
+    "Curvature": "curvature",
     "State in codes": "quantization",
     "Weights in another form": "weights",
     "Adapters": "adapters",
