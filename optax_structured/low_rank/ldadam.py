@@ -201,7 +201,7 @@ def _moved(
         jnp.where(total == 0, 1, total).astype(mu.dtype) for total in (old.mean, old.mean_square)
     )
     rho = jnp.asarray(decays.rho, a.dtype)
-    target = rho * before.lift(places.low_at_hand(mu / first)) + (1 - rho) * a
+    target = rho * before.lift(places.low_where_used(mu / first)) + (1 - rho) * a
     always, seed = jnp.ones(frame.batch, bool), seed_of(p.name, old.clock.count)
     basis, usable = projector.refit(
         Refit(frame, old.bases[key], target, always, old.fitted[key], seed)
@@ -213,13 +213,13 @@ def _moved(
     new.mu[key] = placement.like(moved, mu)
     new.nu[key] = placement.like(nu, mu)
     new.bases[key], new.fitted[key] = basis, old.fitted[key] | usable
-    direction = _adam(new, key, places.low_at_home(low), decays)
+    direction = _adam(new, key, places.low_where_stored(low), decays)
     if kept is not None:
         share = jnp.asarray(decays.b1, a.dtype) / (1 - jnp.asarray(decays.b1, a.dtype))
-        gone = step.lift(low + places.low_at_hand(share * moved))
-        left = a + before.lift(places.low_at_hand(share * mu)) - gone
+        gone = step.lift(low + places.low_where_used(share * moved))
+        left = a + before.lift(places.low_where_used(share * mu)) - gone
         new.error[key] = placement.like(frame.axes.from_matrix(left, frame.shape), kept)
-    update = step.lift(places.low_at_hand(direction))
+    update = step.lift(places.low_where_used(direction))
     return frame.axes.from_matrix(update, frame.shape)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from optax_structured.low_rank.shardings import Places
 from optax_structured.meshes.placement import like, zeros
 from optax_structured.projectors import products
-from optax_structured.projectors.base import Factors, OneSided, Projector
+from optax_structured.projectors.base import BasisFactors, OneSided, Projector
 from optax_structured.projectors.frames import Frame
 from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms.limiter import limit
@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
     spec: Any  # the LowRank
     frame: Frame
-    factors: Factors
+    factors: BasisFactors
     gradient: jax.Array  # (*batch, m, n), as in memory: with what `absorb` added
     scale: Any  # a
     count: jax.Array  # type: ignore[assignment]  # steps done

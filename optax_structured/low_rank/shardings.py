@@ -15,7 +15,7 @@ class Places:
 
     A basis lacks the axis that stays, and a low-rank leaf the one that is compressed; where that
     axis is sharded, the state is sharded over the same devices along another of its axes, so that
-    no device holds more than its share. `at_hand` undoes that, for the products.
+    no device holds more than its share. `..._where_used` undo that, for the products.
     """
 
     def __init__(self, frame: Frame, leaf: Any) -> None:
@@ -49,13 +49,13 @@ class Places:
         spec = self._spread(shape, self._natural(shape, "length"))
         return placement.zeros(shape, dtype, self._mesh, spec)
 
-    def low_at_home(self, x: jax.Array) -> jax.Array:
+    def low_where_stored(self, x: jax.Array) -> jax.Array:
         """A low-rank leaf where its state lives, on an explicit mesh."""
         if not placement.on_explicit_mesh(x):
             return x
         return placement.move(x, self._spread(x.shape, self._natural(x.shape, "length")))
 
-    def low_at_hand(self, x: jax.Array) -> jax.Array:
+    def low_where_used(self, x: jax.Array) -> jax.Array:
         """A low-rank leaf where a product with the leaf needs it, on an explicit mesh."""
         if not placement.on_explicit_mesh(x):
             return x
@@ -63,10 +63,10 @@ class Places:
 
     def factors(self, spec: Any, stored: Any) -> Any:
         """What the products of a leaf read, of a basis as it is stored."""
-        basis = jax.tree.map(self._basis_at_hand, decoded(spec, self._frame, stored))
+        basis = jax.tree.map(self._basis_where_used, decoded(spec, self._frame, stored))
         return spec.projector.factors(self._frame, basis)
 
-    def _basis_at_hand(self, x: jax.Array) -> jax.Array:
+    def _basis_where_used(self, x: jax.Array) -> jax.Array:
         """An array of a basis where a product with the leaf needs it, on an explicit mesh."""
         if not placement.on_explicit_mesh(x):
             return x

@@ -158,7 +158,7 @@ def low_rank_projection(
             places = Places(p.frame, leaf)
             factors = places.factors(p.spec, held.stored)
             steps[key] = step = Step(p.spec, p.frame, factors, matrix, a, count)
-            low[key] = places.low_at_home(finite(step.project()).astype(wide))
+            low[key] = places.low_where_stored(finite(step.project()).astype(wide))
         # N = inner(R), of all leaves at once.
         moved = inner_state.write(state.inner, moments)
         directions, moved = update_inner("low_rank_projection", inner, leaves, low, moved, extra)
@@ -169,7 +169,7 @@ def low_rank_projection(
                 continue
             # a P N, and what the residual rule adds.
             places = Places(p.frame, leaf)
-            projected, direction = (places.low_at_hand(x[key]) for x in (low, directions))
+            projected, direction = (places.low_where_used(x[key]) for x in (low, directions))
             matrix, residual[key] = p.spec.residual.combine(
                 residual[key], steps[key], projected, direction
             )

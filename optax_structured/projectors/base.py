@@ -14,7 +14,7 @@ from optax_structured.trees.precision import at_least_float32
 from optax_structured.xla.conditional import branch
 
 Basis = Any  # a pytree of arrays
-Factors = Any  # what `products.project` and `products.lift` read
+BasisFactors = Any  # what `products.project` and `products.lift` read
 
 
 class Refit(NamedTuple):
@@ -69,7 +69,7 @@ class Projector(abc.ABC):
           before. `where_usable` makes both of a function of a usable gradient.
         """
 
-    def factors(self, frame: Frame, basis: Basis) -> Factors:
+    def factors(self, frame: Frame, basis: Basis) -> BasisFactors:
         """What `project` and `lift` read: one matrix (see `OneSided`), or one factor an axis."""
         return basis
 

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.meshes.placement import product, whole_matrices
-from optax_structured.projectors.base import Factors, transpose
+from optax_structured.projectors.base import BasisFactors, transpose
 from optax_structured.projectors.frames import Frame
 from optax_structured.xla.narrow_operands import rows_first
 
 
-def project(frame: Frame, factors: Factors, matrix: jax.Array) -> jax.Array:
+def project(frame: Frame, factors: BasisFactors, matrix: jax.Array) -> jax.Array:
     r"""The low-rank leaf of a leaf seen as matrices, (\*batch, m, n)."""
     if frame.both:
         left, right = factors
@@ -19,7 +19,7 @@ def project(frame: Frame, factors: Factors, matrix: jax.Array) -> jax.Array:
     return product(_narrow(factors, matrix), matrix, transpose_b=frame.side == "cols")
 
 
-def lift(frame: Frame, factors: Factors, low: jax.Array) -> jax.Array:
+def lift(frame: Frame, factors: BasisFactors, low: jax.Array) -> jax.Array:
     r"""The matrices, (\*batch, m, n), of a low-rank leaf."""
     if frame.both:
         left, right = factors

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_structured.quantization.codec import is_encoded
-from optax_structured.quantization.stored_state import Plan
+from optax_structured.quantization.stored_state import StoredState
 from optax_structured.transforms.nonfinite import new_if
 from optax_structured.xla.output_by_output import OutputByOutput
 from optax_structured.xla.sequencing import as_one, zero_after
@@ -18,7 +18,7 @@ def leaf_by_leaf(
     step: Callable[[Any, Any], Any],
     gradients: list[Any],
     stored: list[Any],
-    plan: Plan,
+    plan: StoredState,
     usable: jax.Array | None,
 ) -> tuple[Any, Any]:
     """One step of the inner transformation, on one parameter after the other, if it is usable."""

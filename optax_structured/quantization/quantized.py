@@ -11,7 +11,7 @@ from optax_structured.quantization.affine import Affine
 from optax_structured.quantization.dynamic import Dynamic
 from optax_structured.quantization.leaf_by_leaf import leaf_by_leaf
 from optax_structured.quantization.selection import Fields, as_roles, selected
-from optax_structured.quantization.stored_state import Plan
+from optax_structured.quantization.stored_state import StoredState
 from optax_structured.states import owners
 from optax_structured.states.roles import Role
 from optax_structured.transforms.nonfinite import Skipping, skip_nonfinite, step_if, unguarded
@@ -94,7 +94,7 @@ def quantized(
     as_roles(fields or {})  # names of roles are checked before there is a state
     shared = table.default if table.has_default else None  # for what belongs to no one parameter
 
-    def plan(params: Any) -> Plan:
+    def plan(params: Any) -> StoredState:
         state = jax.eval_shape(inner.init, params)
         paths = [name for name, _ in named_leaves(params)]
         owned = owners(inner, state, params)
@@ -103,7 +103,7 @@ def quantized(
         leaves = jax.tree.leaves(state)
         large = [c is not None and x.size >= min_size for c, x in zip(wanted, leaves, strict=True)]
         roles = selected(state, fields or {}, large)
-        return Plan(paths, owned, state, [*map(_codec, wanted, roles)])
+        return StoredState(paths, owned, state, [*map(_codec, wanted, roles)])
 
     def init(params: Any) -> QuantizedState:
         todo = plan(params)

@@ -22,10 +22,10 @@ def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
     0.25
     """
     low = jnp.floor(x)
-    return low + (uniform(key, x) < x - low).astype(x.dtype)
+    return low + (draws(key, x) < x - low).astype(x.dtype)
 
 
-def uniform(key: jax.Array, x: jax.Array) -> jax.Array:
+def draws(key: jax.Array, x: jax.Array) -> jax.Array:
     """Draws from [0, 1), one per entry."""
     return jax.random.uniform(key, x.shape, x.dtype)
 

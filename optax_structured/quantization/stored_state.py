@@ -17,7 +17,7 @@ from optax_structured.trees.precision import wide_dtype
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StoredState:
     """What becomes of each array of the inner state."""
 
     paths: Sequence[str]  # of the parameters

@@ -19,7 +19,7 @@ from optax_structured.transforms import debiased_adam, orthogonalize, skip_nonfi
 from optax_structured.trees import Rules, resolve
 from optax_structured.trees.checks import check_fraction
 
-Scaling = Literal["kj", "kimi", "dion", "none"]
+ShapeFactor = Literal["kj", "kimi", "dion", "none"]
 
 
 def dct_adamw(
@@ -95,7 +95,7 @@ def trion(
     inner: optax.GradientTransformation | None = None,
     momentum: ScalarOrSchedule = 0.95,
     weight_decay: ScalarOrSchedule = 0.0,
-    scaling: Scaling = "kj",
+    scaling: ShapeFactor = "kj",
     adam_learning_rate: ScalarOrSchedule = 3e-4,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trion: orthogonalised momentum in the columns of a cosine basis that carry most of it.
@@ -142,8 +142,10 @@ def trion(
       code scores one basis there and goes back by its transpose.
     """
     check_fraction("momentum", momentum)
-    if scaling not in get_args(Scaling):
-        raise ValueError(f"scaling must be one of {', '.join(get_args(Scaling))}, got {scaling!r}")
+    if scaling not in get_args(ShapeFactor):
+        raise ValueError(
+            f"scaling must be one of {', '.join(get_args(ShapeFactor))}, got {scaling!r}"
+        )
     table = completed(
         low_rank,
         period=1,
@@ -172,7 +174,7 @@ def trion(
     return skip_nonfinite(optax.partition({"matrix": matrices, "other": others}, labels))
 
 
-def _scaled_by_shape(table: Rules, scaling: Scaling) -> optax.GradientTransformation:
+def _scaled_by_shape(table: Rules, scaling: ShapeFactor) -> optax.GradientTransformation:
     """The factor s of each projected leaf."""
 
     def factor(shape: tuple[int, ...], spec: LowRank) -> float:

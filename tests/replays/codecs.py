@@ -11,7 +11,7 @@ from tolerances import rounding
 
 import optax_structured as oxs
 from optax_structured.quantization import codebook
-from optax_structured.quantization import rounding as draws
+from optax_structured.quantization import rounding as at_random
 
 
 def dynamic(golden: Golden) -> None:
@@ -48,7 +48,7 @@ def affine(golden: Golden) -> None:
         codec, x = _affine(golden, name)
         uniform = jnp.asarray(golden.leaves("uniform")[name.split("/")[0]])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(draws, "uniform", lambda _, x, draw=uniform: draw.reshape(x.shape))
+            patch.setattr(at_random, "draws", lambda _, x, draw=uniform: draw.reshape(x.shape))
             encoded = codec.encode(x, key=jax.random.key(0))
         _close(codec.decode(encoded, x.shape), expected, name)
 

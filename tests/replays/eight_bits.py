@@ -23,7 +23,7 @@ from tolerances import FLIPPED_CODES, GOLDEN_8BIT_RUN, GOLDEN_BY_DTYPE
 
 import optax_structured as oxs
 from optax_structured.quantization import AffineCode, DynamicCode
-from optax_structured.quantization import rounding as draws
+from optax_structured.quantization import rounding as at_random
 from optax_structured.quantization.blocks import in_blocks
 from optax_structured.quantization.packing import pack
 from optax_structured.trees.paths import state_key
@@ -139,7 +139,7 @@ def steps(run: Run) -> Iterator[tuple[int, Any, Any]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(on_grid, "key_of", lambda path, _: path)
-        patch.setattr(draws, "uniform", lambda path, x: in_blocks(tape[path], x.shape[-1]))
+        patch.setattr(at_random, "draws", lambda path, x: in_blocks(tape[path], x.shape[-1]))
         step = jax.jit(one)
         before = {leaf: jnp.asarray(x) for leaf, x in golden.start.items()}
         state = run.tx.init(before)
