@@ -7,6 +7,7 @@ counts what all of it takes before anything is allocated.
 
 from optax_structured import (
     adapters,
+    compact,
     curvature,
     diagnostics,
     low_rank,
@@ -163,6 +164,7 @@ __all__ = [
     "apollo_mini",
     "apply_updates",
     "choose_sides",
+    "compact",
     "curvature",
     "dct_adamw",
     "diagnostics",
