@@ -73,7 +73,10 @@ def compact(fn: Callable[..., Any], params: Any, *inputs: Any) -> Compacted:
       >>> print(jnp.allclose(small.fn(small.params, x), mlp(params, x)))
       True
       >>> print(small.report)
-      compact: parameters 24 -> 6 ...
+      compact: parameters 24 -> 6, bytes 96 -> 24, flops ...
+        a  (3, 4) -> (3, 1)
+        b  (4,) -> (1,)
+        c  (4, 2) -> (1, 2)
     """
     first = _Planned(fn, params, inputs, None)
     leaves = jax.tree.leaves(params)

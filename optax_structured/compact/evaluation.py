@@ -78,7 +78,7 @@ def take(x: Any, axis: int, have: np.ndarray, want: np.ndarray) -> Any:
         low, high = place[0], place[-1] + 1
         if high - low == len(place) and (np.diff(place) == 1).all():
             return lax.slice_in_dim(x, low, high, axis=axis)
-        return jnp.take(x, place, axis=axis, mode="clip")
+        return _chosen(x, place, axis)
     if (
         there.any()
         and (have[place[there]] == have).all()
@@ -87,7 +87,12 @@ def take(x: Any, axis: int, have: np.ndarray, want: np.ndarray) -> Any:
         before = int(np.argmax(there))
         return _padded(x, axis, before, len(want) - before - int(there.sum()))
     x = _padded(x, axis, 0, 1)
-    return jnp.take(x, np.where(there, place, len(have)), axis=axis, mode="clip")
+    return _chosen(x, np.where(there, place, len(have)), axis)
+
+
+def _chosen(x: jax.Array, places: np.ndarray, axis: int) -> Any:
+    index = (slice(None),) * axis + (places,)
+    return x.at[index].get(mode="promise_in_bounds")
 
 
 def _padded(x: Any, axis: int, before: int, after: int) -> Any:
@@ -172,7 +177,7 @@ def _pad(
         widths.append((0, 0, 0))
         one = [(0, 1, 0) if k == axis else (0, 0, 0) for k in range(result.ndim)]
         index = np.where(want >= 0, np.cumsum(want >= 0) - 1, len(have))
-        result = jnp.take(lax.pad(result, value, one), index, axis=axis, mode="clip")
+        result = _chosen(lax.pad(result, value, one), index, axis)
     return [lax.pad(result, value, widths)]
 
 

@@ -176,6 +176,19 @@ STEPS = [
 ]
 
 
+def products(fn, *arguments):
+    """Multiplications in matrix products; convolutions by the size of kernel and result."""
+    count = 0
+    for equation in jax.make_jaxpr(fn)(*arguments).eqns:
+        shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars)]
+        if equation.primitive.name == "dot_general":
+            summed = equation.params["dimension_numbers"][0][0]
+            count += np.prod(shapes[-1]) * np.prod([shapes[0][k] for k in summed])
+        if equation.primitive.name == "conv_general_dilated":
+            count += np.prod(shapes[-1]) * np.prod(shapes[1][:-1])
+    return count
+
+
 def check(steps, seed):
     make, shape, runs = Maker(seed), (2, 3, 4), []
     x = make.random.normal(size=shape)
@@ -192,7 +205,7 @@ def check(steps, seed):
     params = list(map(jnp.asarray, make.leaves))
     small = compact(fn, params, x)
     assert small.report.params[1] <= small.report.params[0]
-    assert small.report.flops[1] <= small.report.flops[0] or "nothing" in str(small.report)
+    assert products(small.fn, small.params, x) <= products(fn, params, x)
     original, smaller = jax.jit(fn), jax.jit(small.fn)
     for inputs in (x, make.random.normal(size=x.shape)):
         expected, found = original(params, inputs), smaller(small.params, inputs)
