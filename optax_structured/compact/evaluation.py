@@ -90,7 +90,7 @@ def take(x: Any, axis: int, have: np.ndarray, want: np.ndarray) -> Any:
     return _chosen(x, np.where(there, place, len(have)), axis)
 
 
-def _chosen(x: jax.Array, places: np.ndarray, axis: int) -> Any:
+def _chosen(x: Any, places: np.ndarray, axis: int) -> Any:
     index = (slice(None),) * axis + (places,)
     return x.at[index].get(mode="promise_in_bounds")
 
