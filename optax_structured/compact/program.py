@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend import core
+
+from optax_structured.xla import jaxprs as core
 
 # Calls whose body is computed as if it were written where the call stands.
 _CALLS = {
