@@ -32,7 +32,7 @@ class Compacted:
     report: Report
 
 
-def compact(fn: Callable[..., Any], params: Any, *inputs: Any) -> Compacted:
+def compact(fn: Callable[..., Any], params: Any, *inputs: Any, unroll: bool = False) -> Compacted:
     r"""Cuts from a function what its parameters make dead; nothing that it returns changes.
 
     .. math:: g(\theta', x) = f(\theta, x) \quad\text{for all } x
@@ -50,6 +50,9 @@ def compact(fn: Callable[..., Any], params: Any, *inputs: Any) -> Compacted:
         after `eqx.partition`, or plain.
       params: tree of arrays with exact zeros (`== 0`), such as a proximal recipe ends in.
       *inputs: an example of the other arguments, arrays or `jax.ShapeDtypeStruct`.
+      unroll: write the steps of every `lax.scan` out. A scan that stays is kept whole, with all
+        that it reads; written out, a model of stacked layers is cut in each of its layers, and
+        takes longer to compile. A stacked leaf keeps what is alive in any of its layers.
 
     Returns:
       `Compacted(fn, params, report)`. Without anything dead it holds `fn` and `params` themselves.
@@ -78,7 +81,7 @@ def compact(fn: Callable[..., Any], params: Any, *inputs: Any) -> Compacted:
         b  (4,) -> (1,)
         c  (4, 2) -> (1, 2)
     """
-    first = _Planned(fn, params, inputs, None)
+    first = _Planned(fn, params, inputs, None, unroll)
     leaves = jax.tree.leaves(params)
     tree: Any = jax.tree.structure(params)
     cut = [_cut(leaf, sets) for leaf, sets in zip(leaves, first.blocks, strict=True)]
@@ -98,7 +101,8 @@ def compact(fn: Callable[..., Any], params: Any, *inputs: Any) -> Compacted:
         key = _shapes(inputs)
         if key not in planned:
             example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
-            planned[key] = _Planned(fn, jax.tree.unflatten(tree, leaves), example, first.blocks)
+            original = jax.tree.unflatten(tree, leaves)
+            planned[key] = _Planned(fn, original, example, first.blocks, unroll)
         return planned[key].run(given, inputs)
 
     small = jax.tree.unflatten(tree, cut)
@@ -111,10 +115,15 @@ class _Planned:
     plan: Plan
 
     def __init__(
-        self, fn: Callable[..., Any], params: Any, inputs: Any, blocks: list[Sets | None] | None
+        self,
+        fn: Callable[..., Any],
+        params: Any,
+        inputs: Any,
+        blocks: list[Sets | None] | None,
+        unroll: bool,
     ) -> None:
         leaves, given = jax.tree.leaves(params), [_example(x) for x in jax.tree.leaves(inputs)]
-        program, self._out = trace(fn, params, *inputs)
+        program, self._out = trace(fn, params, *inputs, unroll=unroll)
         settled: dict[int, Sets | None] = {
             v: everything(program.shape(v)) for v in program.inputs[len(leaves) :]
         }

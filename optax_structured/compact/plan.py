@@ -125,8 +125,8 @@ def plan(program: Program, found: list[Fact], given: Mapping[int, Sets | None]) 
         if (taken := fold(equation, operands)) is not None:
             folded[place], operands = taken, taken.operands
         if len(sets) > 1 and equation.name != "split":  # all are made at once
-            together = functools.reduce(joined, sets)
             along = equation.name in families.ALONG
+            together = functools.reduce(joined, sets) if along else None
             sets = [together if along else everything(shape) for shape in after]
         kept.update(zip(equation.outputs, sets, strict=True))
         for v, mask in zip(equation.inputs, needs(equation, sets, operands, after), strict=True):

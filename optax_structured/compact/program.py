@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from optax_structured.xla import jaxprs as core
 
@@ -72,8 +73,13 @@ class Program:
         return [values[v] for v in range(len(self.avals))]
 
 
-def trace(function: Callable[..., Any], *inputs: Any) -> tuple[Program, Any]:
+def trace(function: Callable[..., Any], *inputs: Any, unroll: bool) -> tuple[Program, Any]:
     """The program of a function of trees of arrays, and the tree that it returns.
+
+    Args:
+      function: that is traced.
+      *inputs: trees of arrays or shapes.
+      unroll: write every step of a scan out.
 
     Raises:
       TypeError: the function needs the numbers of its arguments while it is traced.
@@ -86,18 +92,20 @@ def trace(function: Callable[..., Any], *inputs: Any) -> tuple[Program, Any]:
             "an int() or a numpy call on them), so it is not one program for all inputs: close "
             f"over such values, or use jax.lax.cond and jax.numpy. {error}"
         ) from error
-    return flat(closed), jax.tree.structure(out)
+    return flat(closed, unroll), jax.tree.structure(out)
 
 
-def flat(closed: Any) -> Program:
+def flat(closed: Any, unroll: bool = False) -> Program:
     """The program of a closed jaxpr."""
     program = Program()
     program.inputs = [program.new(v.aval) for v in closed.jaxpr.invars]
-    program.outputs = _enter(program, closed.jaxpr, closed.consts, program.inputs)
+    program.outputs = _enter(program, closed.jaxpr, closed.consts, program.inputs, unroll)
     return program
 
 
-def _enter(program: Program, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[int]) -> list[int]:
+def _enter(
+    program: Program, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[int], unroll: bool
+) -> list[int]:
     """Adds the equations of a jaxpr; returns the numbers of its outputs."""
     number: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
 
@@ -114,9 +122,11 @@ def _enter(program: Program, jaxpr: Any, consts: Sequence[Any], inputs: Sequence
     for eqn in jaxpr.eqns:
         operands = [read(v) for v in eqn.invars]
         body = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
-        if body is not None:
+        if eqn.primitive.name == "scan" and unroll:
+            made = _unrolled(program, eqn.params, operands)
+        elif body is not None:
             inner, captured = (body.jaxpr, body.consts) if hasattr(body, "consts") else (body, ())
-            made = _enter(program, inner, captured, operands)
+            made = _enter(program, inner, captured, operands, unroll)
         else:
             made = [program.new(v.aval) for v in eqn.outvars]
             effects = bool(eqn.effects)
@@ -125,3 +135,32 @@ def _enter(program: Program, jaxpr: Any, consts: Sequence[Any], inputs: Sequence
             )
         number.update(zip(eqn.outvars, made, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _unrolled(program: Program, params: dict[str, Any], operands: Sequence[int]) -> list[int]:
+    """Adds the steps of a scan one after the other; returns the numbers of its outputs."""
+    body, length, carried = params["jaxpr"], params["length"], params["num_carry"]
+    start = params["num_consts"]
+    fixed, carry = operands[:start], list(operands[start : start + carried])
+    stacked = operands[start + carried :]
+    rows: list[list[int]] = []
+    steps = range(length)
+    for i in reversed(steps) if params["reverse"] else steps:
+        row = [
+            _add(program, lambda x, i=i: jax.lax.index_in_dim(x, i, keepdims=False), v)
+            for v in stacked
+        ]
+        made = _enter(program, body.jaxpr, body.consts, [*fixed, *carry, *row], unroll=True)
+        carry, ys = made[:carried], made[carried:]
+        rows.append(ys)
+    if params["reverse"]:
+        rows.reverse()
+    columns = zip(*rows, strict=True) if rows else ()
+    return carry + [_add(program, lambda *x: jnp.stack(x), *column) for column in columns]
+
+
+def _add(program: Program, function: Callable[..., Any], *operands: int) -> int:
+    """Adds the equations of a function."""
+    closed = jax.make_jaxpr(function)(*(program.avals[v] for v in operands))
+    (made,) = _enter(program, closed.jaxpr, closed.consts, operands, unroll=False)
+    return made
