@@ -12,7 +12,7 @@ import numpy as np
 from optax_structured.compact import families
 from optax_structured.compact.backward import closed, needs
 from optax_structured.compact.folding import Folded, fold
-from optax_structured.compact.forward import Fact, Source, varying
+from optax_structured.compact.forward import Fact, Source, is_known, varying
 from optax_structured.compact.program import Program
 from optax_structured.compact.sets import Mask, Sets, everything, hull, joined
 
@@ -107,6 +107,7 @@ def plan(program: Program, found: list[Fact], given: Mapping[int, Sets | None]) 
     kept: dict[int, Sets | None] = {}
     folded: dict[int, Folded] = {}
     run: list[int] = []
+    whole: set[int] = set()  # read by primitives without a rule
     for place in reversed(range(len(program.equations))):
         equation = program.equations[place]
         before = [program.shape(v) for v in equation.inputs]
@@ -121,6 +122,8 @@ def plan(program: Program, found: list[Fact], given: Mapping[int, Sets | None]) 
             kept.update(dict.fromkeys(equation.outputs))
             continue
         run.append(place)
+        if not is_known(equation.name):
+            whole.update(equation.inputs)
         operands = [found[v] for v in equation.inputs]
         if (taken := fold(equation, operands)) is not None:
             folded[place], operands = taken, taken.operands
@@ -134,6 +137,8 @@ def plan(program: Program, found: list[Fact], given: Mapping[int, Sets | None]) 
     kept.update((v, everything(program.shape(v))) for v in program.constants)
     for v in program.inputs:
         wanted = hull(needed[v] & live(found[v])) if v in needed else None
+        if v in whole:
+            wanted = everything(program.shape(v))
         kept[v] = given.get(v, wanted)
         if not _holds(kept[v], wanted):
             raise ValueError(
