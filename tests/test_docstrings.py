@@ -32,7 +32,6 @@ NOT_BUILT_BY_USERS = {
     "compact.Compacted",
     "compact.Layer",
     "compact.Report",
-    "projectors.Frame",
     "low_rank.OneSided",
     "low_rank.Projector",
     "low_rank.Refresh",
