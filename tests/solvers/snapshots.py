@@ -1,11 +1,12 @@
 """Subproblems with their solutions, and what the authors' solver makes of them."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import load, names
 
 from optax_structured.proximal.subproblem import Subproblem
-from optax_structured.trees.precision import at_least_float32
+from optax_structured.trees.precision import wide_dtype
 
 KINDS = ("group-lasso", "nuclear-norm")
 
@@ -42,8 +43,9 @@ def _cases(golden):
 
 def solve(solver, regularizer, direction, metric, centre, weight, warm):
     """What a solver finds for a subproblem of these arrays and numbers."""
-    sub = Subproblem(*map(at_least_float32, (direction, metric, centre, weight)))
-    return solver.solve(regularizer, sub, at_least_float32(warm))
+    dtype = wide_dtype(direction, metric)
+    *problem, warm = (jnp.asarray(x, dtype) for x in (direction, metric, centre, weight, warm))
+    return solver.solve(regularizer, Subproblem(*problem), warm)
 
 
 def arguments(case):
