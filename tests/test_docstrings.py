@@ -44,6 +44,7 @@ NOT_BUILT_BY_USERS = {
     "proximal.Solver",
     "proximal.Subproblem",
     "quantization.Codec",
+    "regularizers.Norm",
     "regularizers.Regularizer",
     "weights.Form",
     "weights.Weight",

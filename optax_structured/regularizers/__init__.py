@@ -1,6 +1,6 @@
-"""Regularizers: value, prox in a diagonal metric, support and zero test, one family a file."""
+"""Regularizers: value, prox in a diagonal metric, and support, one family per file."""
 
-from optax_structured.regularizers.base import Regularizer
+from optax_structured.regularizers.base import Norm, Regularizer
 from optax_structured.regularizers.binary import DistanceToSign
 from optax_structured.regularizers.certificate import certificate
 from optax_structured.regularizers.constraints import Box, NonNegative
@@ -33,6 +33,7 @@ __all__ = [
     "LTwoThirds",
     "NonNegative",
     "NonNegativeGroupLasso",
+    "Norm",
     "NuclearNorm",
     "Regularizer",
     "Simplex",

@@ -21,6 +21,9 @@ def normalize_axes(axes: AxisLike, ndim: int, name: str) -> tuple[int, ...]:
       ndim: number of dimensions of the leaf.
       name: what the errors call the axes.
 
+    Returns:
+      Ints of at least 0, all different.
+
     Raises:
       TypeError: `axes` is neither an int nor a tuple of ints.
       ValueError: an axis is out of range or given twice.

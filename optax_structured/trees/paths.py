@@ -84,6 +84,12 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def state_key(name: str) -> str:
     """The name of a leaf as a key of a state: without "/", at which checkpoints split their keys.
 
+    Args:
+      name: "/"-joined, as of `named_leaves`.
+
+    Returns:
+      The key.
+
     >>> state_key("layers/0/kernel")
     'layers:0:kernel'
     """
@@ -92,6 +98,12 @@ def state_key(name: str) -> str:
 
 def name_of_key(key: str) -> str:
     """The name of the leaf that `state_key` made a key of.
+
+    Args:
+      key: of a state.
+
+    Returns:
+      The "/"-joined name.
 
     >>> name_of_key("layers:0:kernel")
     'layers/0/kernel'
@@ -102,8 +114,17 @@ def name_of_key(key: str) -> str:
 def state_keys(tree: Any) -> list[str]:
     """The keys of the leaves of a tree, in the order of `jax.tree.leaves`.
 
+    Args:
+      tree: as of `named_leaves`.
+
+    Returns:
+      A `state_key` per leaf.
+
     Raises:
       ValueError: two leaves have the same name.
+
+    >>> state_keys({"dense": {"kernel": 1.0, "bias": 2.0}})
+    ['dense:bias', 'dense:kernel']
     """
     names = [name for name, _ in named_leaves(tree)]
     for name, count in collections.Counter(names).items():

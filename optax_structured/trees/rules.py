@@ -23,7 +23,15 @@ class _Missing(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """An ordered table of `(pattern, value)` pairs and a default; build it with `rules`."""
+    """An ordered table of `(pattern, value)` pairs and a default; build it with `rules`.
+
+    Args:
+      pairs: `(pattern, value)`, the first match wins.
+      default: the value of all leaves that match no pattern.
+
+    >>> Rules((("bias", None),), default="sparse").tree({"kernel": 1.0, "bias": 2.0})
+    {'bias': None, 'kernel': 'sparse'}
+    """
 
     pairs: tuple[tuple[str, Any], ...]
     default: Any = _Missing.DEFAULT
@@ -179,7 +187,17 @@ def rules(*pairs: tuple[str, Any], default: Any = _Missing.DEFAULT) -> Rules:
 
 
 def as_rules(value: Any) -> Rules:
-    """`value` itself when it is a table, else the table that has it as its only default."""
+    """`value` itself when it is a table, else the table that has it as its only default.
+
+    Args:
+      value: a `Rules`, a spec or None.
+
+    Returns:
+      A `Rules`.
+
+    >>> as_rules("sparse").default
+    'sparse'
+    """
     return value if isinstance(value, Rules) else Rules((), value)
 
 
@@ -200,6 +218,9 @@ def resolve(structure: Any, params: Any) -> list[Any]:
 
     Raises:
       ValueError: as `Rules.assign`, and for a leaf that cannot take an explicit spec.
+
+    >>> resolve(rules(("bias", None), default="sparse"), {"kernel": 1.0, "bias": 2.0})
+    [None, 'sparse']
     """
     return [leaf.value for leaf in settle(structure, params)]
 
