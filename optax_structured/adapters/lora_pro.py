@@ -40,8 +40,8 @@ def lora_pro(
       >>> optimizer = optax.chain(oxs.adapters.lora_pro(), optax.adam(1e-3))
 
     Reference: Wang et al., `LoRA-Pro <https://arxiv.org/abs/2407.18242>`_, 2025. Their code
-    inverts Gram matrices, which in float32 loses up to a third of the result; here it is the SVDs
-    of the factors. The damped form is ours.
+    inverts Gram matrices, which loses digits in float32; here it is the SVDs of the factors. The
+    damped form is ours.
     """
 
     def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
