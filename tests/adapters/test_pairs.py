@@ -65,7 +65,7 @@ RANKS = oxs.rules(("head", None), default=oxs.GroupLasso(group_axis=-1))
 @pytest.mark.parametrize(
     "recipe",
     [
-        oxs.prox_adam(0.03, RANKS, strength=0.5),
+        oxs.prox_adam(0.03, RANKS, strength=0.2),
         optax.chain(optax.sgd(0.01), oxs.prox_step(RANKS, 0.5, weight=0.01)),
     ],
     ids=["prox_adam", "sgd"],
