@@ -26,8 +26,11 @@ CONFIGS = {name: c for name, c in CLASSES.items() if name not in STATES}
 NOT_BUILT_BY_USERS = {
     "adapters.Adapter",
     "adapters.Attached",
+    "adapters.Codes",
     "adapters.FactorSolver",
+    "adapters.Kernel",
     "adapters.Node",
+    "adapters.Perturbation",
     "adapters.Spectrum",
     "compact.Compacted",
     "compact.Layer",

@@ -75,8 +75,8 @@ def _backward(backward: Backward, forward: Forward, smoothing: float, kept: Any,
     if backward == "proximal":
         square = jnp.square(away) + jnp.square(smoothing * spacing(words))[:, None, None]
         # A distance that is all rounding is none.
-        # Some rounding counts as 0: the reciprocal of it means nothing.
-        rounding = 4e3 * jnp.finfo(w.dtype).eps * jnp.max(jnp.abs(words), axis=-1)
+        # What is all rounding in float64 counts as 0: the reciprocal of it means nothing.
+        rounding = 1e-12 * jnp.max(jnp.abs(words), axis=-1)
         none = jnp.abs(away) <= rounding[:, None, None]
         away = jnp.where(none, 0.0, away / jnp.where(none, 1.0, square))
     used = p if forward == "soft" else _one_hot(logits)

@@ -29,8 +29,8 @@ Start = Literal["zero", "svd"]
 class StartFactors(NamedTuple):
     """The factors that a `Pair` with `start="svd"` began with."""
 
-    a: jax.Array
-    b: jax.Array
+    a: jax.Array  # (*batch, r, inputs): function of the weight alone
+    b: jax.Array  # (*batch, outputs, r): likewise
 
 
 @jax.tree_util.register_dataclass

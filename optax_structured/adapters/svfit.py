@@ -26,9 +26,9 @@ from optax_structured.xla.by_matrix import by_matrix
 class Triplets(NamedTuple):
     """The leading singular triplets of a weight."""
 
-    left: jax.Array
-    values: jax.Array
-    right: jax.Array
+    left: jax.Array  # (*batch, inputs, r): function of the weight alone
+    values: jax.Array  # (*batch, r): likewise, the largest first
+    right: jax.Array  # (*batch, r, outputs): likewise
 
 
 @jax.tree_util.register_dataclass
