@@ -1,11 +1,12 @@
 """The tasks by name."""
 
+from optax_structured.training.finetune.task import Finetune
 from optax_structured.training.images.task import Images
 from optax_structured.training.lm.task import LanguageModel
 from optax_structured.training.names import check_known
 from optax_structured.training.task import Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Images, LanguageModel)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Images, LanguageModel, Finetune)}
 DEFAULT = Images.name
 
 
