@@ -4,6 +4,7 @@ try:
     import typer
 
     from optax_structured.cli.common import show_version
+    from optax_structured.cli.compact import compact
     from optax_structured.cli.compare import compare
     from optax_structured.cli.inspect import inspect
     from optax_structured.cli.plan import plan
@@ -21,5 +22,5 @@ app = typer.Typer(
     help="Train networks that end up exactly structured, or with little optimizer memory.",
 )
 app.callback()(show_version)
-for command in (train, compare, inspect, plan, report):
+for command in (train, compare, compact, inspect, plan, report):
     app.command()(command)

@@ -4,7 +4,7 @@ import abc
 import copy
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -109,6 +109,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, state: State, step: int) -> Evaluation:
         """What is measured every `evaluate_every` steps."""
+
+    @abc.abstractmethod
+    def network(self, state: State) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+        """What was trained: a function, its parameters, and an example of its other arguments."""
 
     def watch(self, state: State) -> Row:
         """What is measured after each compiled call, beside the loss."""

@@ -3,7 +3,7 @@
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -93,6 +93,10 @@ class Images(Task):
     def point(self, state: State) -> Any:
         """The prox point; of recipes that do not average, the parameters themselves."""
         return prox_point(state.opt_state) if self.averages else state.params
+
+    def network(self, state: State) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+        """From images as they are stored to logits, with the prox point as parameters."""
+        return self._logits, self.point(state), (self.images.test[: self.config.batch_size],)
 
     def error(self, params: Any) -> float:
         """Share of the test images that are classified wrongly."""

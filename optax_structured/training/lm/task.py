@@ -3,7 +3,7 @@
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -95,6 +95,11 @@ class LanguageModel(Task):
             f"{counted(chosen.heads, 'head')}) on {self.text.origin}, "
             f"{counted(chosen.steps, 'step')} of {chosen.batch_size}×{chosen.sequence} bytes"
         )
+
+    def network(self, state: State) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+        """From tokens and targets to the loss of each."""
+        tokens, targets = (x[0] for x in self._held_out)
+        return self.model.losses, state.params, (tokens, jnp.maximum(targets, 0))
 
     def describe_row(self, row: Row) -> str:
         pace = row["steps_per_second"] * self.config.batch_size * self.config.sequence
