@@ -39,7 +39,8 @@ class Report:
     Args:
       params: numbers of parameters.
       bytes: of the parameters.
-      flops: of one call on the example inputs, counted by XLA; None where it does not count.
+      flops: of one call on the example inputs, as XLA counts them (the body of a loop once); None
+        where it does not count.
       constants: numbers that the smaller program holds for constants that were added up.
       layers: one entry a leaf.
       unknown: primitives without a rule, which keep everything, and how often they are used.
