@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +84,12 @@ class Finetune(Task):
         frozen, constants, x, labels = train
         merged = adapters.merge(frozen, params, constants)
         return models.cross_entropy(_logits(merged, self._images, x[batch]), labels[batch])
+
+    def network(self, state: State) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+        """From images as they are stored to logits, with the merged weights as parameters."""
+        merged = adapters.merge(self.frozen, state.params, self.constants)
+        images = jnp.asarray(self._test[0][: self.config.batch_size])
+        return lambda params, x: _logits(params, self._images, x), merged, (images,)
 
     def watch(self, state: State) -> Row:
         left = [
