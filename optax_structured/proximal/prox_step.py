@@ -166,7 +166,7 @@ def prox_step(
 
         def move(u: Any, p: jax.Array, problem: Problem | None) -> jax.Array:
             if problem is None:
-                return u
+                return u.astype(common_dtype(u.dtype, p.dtype))
             w = next(points)
             return (w - p.astype(w.dtype)).astype(common_dtype(u.dtype, p.dtype))
 
