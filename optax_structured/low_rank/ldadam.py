@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.lax import stop_gradient
 
 from optax_structured.low_rank.leaves import Projected, plan
 from optax_structured.low_rank.refit import seed_of
@@ -204,7 +205,7 @@ def _moved(
     target = rho * before.lift(places.low_where_used(mu / first)) + (1 - rho) * a
     always, seed = jnp.ones(frame.batch, bool), seed_of(p.name, old.clock.count)
     basis, usable = projector.refit(
-        Refit(frame, old.bases[key], target, always, old.fitted[key], seed)
+        Refit(frame, *stop_gradient((old.bases[key], target)), always, old.fitted[key], seed)
     )
     rotation = projector.overlap(frame, old.bases[key], basis)
     moved, nu = variance_aware(rotation, mu, nu, first, second)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import stop_gradient
 
 from optax_structured.low_rank.inner_state import Moment
 from optax_structured.low_rank.leaves import Projected
@@ -81,7 +82,8 @@ def _fit(
     """Everything that changes with the basis, for the matrices that are due and usable."""
     projector, transport, missing = spec.projector, spec.transport, held.refresh.missing
     fitted, unfinished = missing < projector.first_fits, missing > 0
-    basis = decoded(spec, frame, held.stored)
+    # A constant for derivatives: a subspace has none where singular values cross.
+    basis, matrix = stop_gradient((decoded(spec, frame, held.stored), matrix))
     fit, usable = projector.refit(Refit(frame, basis, matrix, due, fitted, seed))
     refitted = Refitted(projector, frame, basis, fit, ~unfinished, usable)
     rule = spec.refresh.after(held.refresh.rule, refitted)

@@ -86,8 +86,8 @@ def accumulate(
             stepped, new = inner.update(cast(mean), state, rest.pop("params"), **rest)
             return cast(stepped), jax.tree.map(jnp.zeros_like, total), as_stored(new, state)
 
-        def wait(count: jax.Array, total: Any, state: Any, traced: Any) -> Any:
-            del count, traced
+        def wait(count: jax.Array, total: Any, state: Any, *_: Any) -> Any:
+            del count
             return cast(jax.tree.map(jnp.zeros_like, total)), total, state
 
         def cast(tree: Any) -> Any:
@@ -96,7 +96,9 @@ def accumulate(
         total = jax.tree.map(lambda s, g: s + jnp.asarray(g, s.dtype), state.total, updates)
         count = state.waiting + 1
         due = count >= every  # more are waiting where a run goes on with a smaller number
-        out, total, inner_state = branch(due, step, wait, count, total, state.inner, traced)
+        operands = count, total, state.inner, traced
+        step, closed_over = jax.closure_convert(step, *operands)  # a traced learning rate
+        out, total, inner_state = branch(due, step, wait, *operands, *closed_over)
         return out, AccumulateState(
             steps=jnp.where(due, optax.safe_increment(state.steps), state.steps),
             waiting=jnp.where(due, 0, count),
