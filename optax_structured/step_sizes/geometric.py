@@ -10,7 +10,7 @@ import optax
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.trees import products
 from optax_structured.trees.checks import check_positive, check_share
-from optax_structured.trees.precision import at_least_float32, scalar_dtype
+from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype
 
 
 def decaying_normalized_step(
@@ -66,16 +66,13 @@ def decaying_normalized_step(
     def update(
         updates: Any, state: Clock, params: Any = None, *, normalizer: Any = None, **_: Any
     ) -> tuple[Any, Clock]:
-        del params
         wide = jax.tree.map(at_least_float32, updates)
         dtype = scalar_dtype(wide)
         by = jnp.asarray(size(wide) if normalizer is None else normalizer, dtype)
         rate = jnp.asarray(now(init, state), dtype)
         rate = rate * jnp.asarray(now(decay, state), dtype) ** state.count.astype(dtype)
         factor = jnp.where(by > 0, -rate / jnp.where(by > 0, by, 1), 0)
-        scaled = jax.tree.map(
-            lambda g, u: (g * factor.astype(g.dtype)).astype(u.dtype), wide, updates
-        )
-        return scaled, tick(state)
+        scaled = jax.tree.map(lambda g: g * factor.astype(g.dtype), wide)
+        return as_updates(scaled, updates, params), tick(state)
 
     return optax.GradientTransformationExtraArgs(lambda params: new_clock(), update)

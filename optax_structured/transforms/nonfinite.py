@@ -119,6 +119,8 @@ def step_if(
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((updates, state))):
         traced = Traced(step, updates, state)
         return traced.run(updates, state, changes=changes(*traced.shapes))
+    made: Any
+    structure: Any
     made, structure = jax.tree.flatten(step(updates, state))
     pairs = zip(changes(*structure.unflatten(made)), made, strict=True)
     return structure.unflatten(change(x) for change, x in pairs)
