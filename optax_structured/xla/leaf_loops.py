@@ -18,6 +18,7 @@ from optax_structured.meshes.placement import on_explicit_mesh
 from optax_structured.xla.sequencing import zero_after
 
 _LOOP_SIZE = 3 * 2**19  # entries of all leaves of a loop: copies fit the caches of a CPU
+_LEAF_SIZE = 2**18  # from so many entries on, copying a leaf costs more than compiling its work
 
 
 class Work(NamedTuple):
@@ -61,7 +62,7 @@ def _loops(works: Sequence[Work]) -> list[list[int]]:
     loops: list[list[int]] = []
     growing: dict[object, list[int]] = {}
     for i, (kind, held, arrays) in enumerate(works):
-        if not _may_share(arrays[0]):
+        if arrays[0].size >= _LEAF_SIZE or not _may_share(arrays[0]):
             loops.append([i])
             continue
         key = (id(kind), *map(jax.typeof, (*held, *arrays)))
