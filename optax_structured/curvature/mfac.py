@@ -85,7 +85,10 @@ def scale_by_mfac(
       code adds weight decay to the gradient: put `optax.add_decayed_weights` before this.
     """
     if isinstance(num_grads, bool) or not isinstance(num_grads, int) or num_grads < 1:
-        raise ValueError(f"num_grads must be a whole number above 0, got {num_grads!r}")
+        raise ValueError(
+            f"num_grads must be a whole number above 0, got {num_grads!r}; where "
+            "optax.inject_hyperparams traces it, name it in static_args"
+        )
     check_positive("damping", damping)
     check_fraction("momentum", momentum)
     if block not in ("all", "leaf"):

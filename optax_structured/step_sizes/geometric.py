@@ -9,7 +9,7 @@ import optax
 
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.trees import products
-from optax_structured.trees.checks import check_positive, check_share
+from optax_structured.trees.checks import check_nonnegative, check_share
 from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype
 
 
@@ -27,7 +27,7 @@ def decaying_normalized_step(
     :math:`\eta_0/(1-\rho)` in units of :math:`G/n`: a run that stalls wants a larger :math:`\rho`.
 
     Args:
-      init: :math:`\eta_0` above 0, a number or schedule; 0.1 to 0.3 of the size of the solution.
+      init: :math:`\eta_0` at least 0, a number or schedule; 0.1 to 0.3 of the size of the solution.
       decay: :math:`\rho` in [0, 1], a number or schedule; 0.95 to 0.99.
       norm: of the gradient, "global" for the l2 norm of all leaves, or a function of the tree.
 
@@ -57,7 +57,7 @@ def decaying_normalized_step(
       <https://arxiv.org/abs/2202.08788>`_, JMLR 2023, where the normalizer is the norm of the
       averaged signs of residuals.
     """
-    check_positive("init", init)
+    check_nonnegative("init", init)
     check_share("decay", decay)
     if norm != "global" and not callable(norm):
         raise ValueError(f"norm must be 'global' or a function of the gradients, got {norm!r}")

@@ -124,7 +124,7 @@ def scale_by_ponos(
     check_share("xi", xi)
     check_share("decrease_factor", decrease_factor)
     check_positive("c_p", c_p)
-    check_positive("max_learning_rate", max_learning_rate)
+    check_nonnegative("max_learning_rate", max_learning_rate)
     check_nonnegative("min_learning_rate", min_learning_rate)
     if (
         isinstance(max_backtracks, bool)

@@ -79,8 +79,9 @@ def test_values_do_not_change_the_structure_of_the_state(case):
     """A run goes on with other settings, and under `inject_hyperparams`, from the state it has."""
     made = lambda tx: jax.tree.flatten(jax.eval_shape(tx.init, params()))  # noqa: E731
     expected = made(case.build())
-    # The eps of a proximal metric is above zero.
-    zeros = {n: 1.0 if n == "eps" and not case.compressed else 0.0 for n in case.scalars}
+    # The eps of a proximal metric is above zero, as is what divides by itself.
+    above = {"damping", "c_p"} | (set() if case.compressed else {"eps"})
+    zeros = {n: 1.0 if n in above else 0.0 for n in case.scalars}
     assert made(case.build(**zeros)) == expected
     for values in (case.scalars, zeros):
         injected = optax.inject_hyperparams(case.make)(**case.fixed, **values)

@@ -83,6 +83,8 @@ def test_tree_map_params_keeps_the_state(case):
 
 @every_other_case
 def test_tree_map_params_finds_the_parameter_like_leaves(case):
+    if case.short:
+        pytest.skip("holds arrays that are no parameter's")
     tx = case.build()
     state = tx.init(params())
     shapes = [np.shape(x) for x in jax.tree.leaves(params())]

@@ -236,7 +236,7 @@ MISUSE = {
     "fit": (lambda: fit_critical_batch([1.0, 2.0], [10, 20]), "do not fall to a limit above 0"),
     "fit_one": (lambda: fit_critical_batch([1.0], [10]), "needs two batch sizes"),
     "decay": (lambda: scale_decay(0.9, 32, 640), "at most 320"),
-    "init": (lambda: decaying_normalized_step(0.0, 0.9), "init must be a finite number above 0"),
+    "init": (lambda: decaying_normalized_step(-1.0, 0.9), "init must be a finite number of at"),
     "accumulator": (lambda: scale_by_adagrad_norm(0.0), "initial_accumulator must be a finite"),
 }
 
