@@ -128,7 +128,9 @@ def scale_by_mfac(
         rows = jax.tree.map(_products, window, grads)
         if block == "all":
             rows = _total(rows, jnp.zeros(num_grads))
-        fine = jnp.all(jnp.stack([jnp.all(jnp.isfinite(r)) for r in jax.tree.leaves(rows)]))
+        fine = jnp.asarray(True)
+        for row in jax.tree.leaves(rows):
+            fine &= jnp.all(jnp.isfinite(row))
         enter = lambda K, r: K.at[slot].set(r.astype(K.dtype)).at[:, slot].set(r.astype(K.dtype))  # noqa: E731
         grams = jax.tree.map(enter, state.gram, rows)
         damp = now(damping, state.clock)
