@@ -32,6 +32,19 @@ def steady_collectives(text):
     return found
 
 
+def collectives_in_loops(text):
+    """The communication of each turn of a loop: lines of HLO."""
+    computations, _ = _computations(text)
+    todo, seen = re.findall(r"(?:body|condition)=%?([\w.\-]+)", text), set()
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            called = set().union(*map(_NAME.findall, computations[name]))
+            todo += called & computations.keys()
+    return all_collectives("\n".join(line for name in seen for line in computations[name]))
+
+
 def beyond_flags(lines):
     """Those that carry more than a number; whether a leaf is finite is a number, for which
     compilers of accelerators send one message for all leaves."""

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hlo import all_collectives, beyond_flags, shapes_of, steady_collectives
+from hlo import (
+    all_collectives,
+    beyond_flags,
+    collectives_in_loops,
+    shapes_of,
+    steady_collectives,
+)
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from recipes_table import assert_close, normal_tree, run, step_of
@@ -241,6 +247,20 @@ def test_a_stack_sharded_along_its_layers_communicates_nothing_but_flags():
         text = compiled_step(oxs.galore(1e-3, spec), params).as_text()
         sizes = [math.prod(shape) for line in all_collectives(text) for shape in shapes_of(line)]
         assert max(sizes) <= SHAPES["stack"][0]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
+def test_the_iteration_for_a_nuclear_norm_communicates_nothing(kind):
+    """The leaf travels once, before its loop; automatic meshes are told by `jax.set_mesh`."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    tx = oxs.ramda(0.1, oxs.NuclearNorm(), 0.1)
+    with jax.set_mesh(mesh):
+        w = jax.device_put(normal_tree("w", (64, 16)), NamedSharding(mesh, P("data")))
+        text = jax.jit(tx.update).lower(w, tx.init(w), w).compile().as_text()
+    assert beyond_flags(all_collectives(text)) != [] and collectives_in_loops(text) == []
+    if kind == AxisType.Auto:  # untold, they move it at each turn
+        text = jax.jit(tx.update).lower(w, tx.init(w), w).compile().as_text()
+        assert collectives_in_loops(text) != []
 
 
 SEVEN_BILLION = """

@@ -131,6 +131,15 @@ def test_the_element_and_the_container_agree():
             assert jnp.max(jnp.abs(value - params[name])) <= 1e-4 * width
 
 
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_half_precision_steps_end_on_the_grid(half):
+    """Where the same steps in float32 do, bit for bit."""
+    params = on_grid(normal_tree("w", SHAPES))
+    updates = normal_tree(0, SHAPES, half)
+    wide = jax.tree.map(lambda u: u.astype("float32"), updates)
+    assert_equal(moved(params, updates), moved(params, wide))
+
+
 def test_rounded_to_the_nearest_small_steps_are_lost():
     params = on_grid({"w": normal("w", (8, 12))})
     level = jnp.max(jnp.abs(params["w"])) / 127
