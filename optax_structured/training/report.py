@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from optax_structured.diagnostics import LayerRow
 from optax_structured.memory import MemoryReport
@@ -31,9 +32,9 @@ def progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=10),
         TextColumn("{task.percentage:.0f}%"),
-        TextColumn("{task.fields[shown]}"),
+        TextColumn("{task.fields[shown]}", table_column=Column(ratio=1, no_wrap=True)),  # the rest
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, expand=True) as bar:
         task = bar.add_task(label, total=total, shown="compiling")
 
         def watch(row: Row) -> None:

@@ -31,9 +31,10 @@ def test_images_write_a_run_folder_and_resume(tmp_path):
     run = tmp_path / "run"
     code, said = invoke("train", *IMAGES, "--stages", 2, "--out", run, "--stop-after", 2)
     assert code == 0, said
-    code, said = invoke("train", "--resume", run, "--epochs", 4)
+    code, said = invoke("train", "--resume", run, "--epochs", 4, columns=60)
     assert code == 0, said
     assert "Dense_0/kernel" in said and "distance to stationarity" in said
+    assert re.search(r"the dual norm of the gradient of Dense_0/kernel, the smallest", said)
     check_folder(run, "images", 4 * 11, 4)
     code, said = invoke("train", "--resume", run)
     assert code == 0 and "finished: it has its 4 epochs; more --epochs extend it" in said
@@ -49,8 +50,11 @@ def test_a_text_run_writes_a_run_folder_and_resumes(tmp_path, text):
     assert code == 0, said
     code, said = invoke("train", "--resume", run, "--stop-after", 3)
     assert code == 0 and "has 3 of its 12 steps already" in said
-    code, said = invoke("train", "--resume", run, "--recipe", "galore", "--rank", "4")
+    code, said = invoke(
+        *("train", "--resume", run, "--recipe", "galore", "--rank", "4"), columns=60
+    )
     assert code == 0, said
+    assert re.search(r"galore 0 .*100% loss", said)  # the live line begins with what is running
     assert "block_0/attention/query/kernel" in said and "held-out perplexity per byte" in said
     check_folder(run, "lm", 12, 3)
     (line,) = (x for x in (run / "state.csv").read_text().splitlines() if "query" in x)
