@@ -12,7 +12,7 @@ from optax_structured.states.roles import Estimate
 from optax_structured.transforms.adam import bias_correction, debiased_adam, uncorrected_adam
 from optax_structured.trees.paths import is_hole
 from optax_structured.trees.precision import as_updates, at_least_float32
-from optax_structured.trees.tree_checks import check_real
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 Friction = (
     Literal["abs_sigmoid", "sigmoid", "wide_sigmoid", "legacy_alias"]
@@ -97,6 +97,7 @@ def gradient_friction(
     def update(
         updates: Any, state: GradientFrictionState, params: Any = None, **extra: Any
     ) -> tuple[Any, GradientFrictionState]:
+        check_same_tree("gradient_friction", updates, state.previous)
         stepped, inner_state = inner.update(updates, state.inner_state, params, **extra)
 
         def damp(gradient: Any, previous: Any, update: Any) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.meshes.placement import agreed, like
+from optax_structured.trees.tree_checks import check_same_tree
 from optax_structured.xla.traced import Traced
 
 
@@ -75,7 +76,12 @@ def skip_nonfinite(*inner: optax.GradientTransformation) -> optax.GradientTransf
         updates: Any, state: SkipNonfiniteState, params: Any = None, **extra: Any
     ) -> tuple[Any, SkipNonfiniteState]:
         usable = _all_finite(updates, state.skipped)
-        updates, new = step_if(usable, chain, updates, state.inner_state, params, **extra)
+        try:
+            updates, new = step_if(usable, chain, updates, state.inner_state, params, **extra)
+        except (KeyError, TypeError, ValueError):
+            if params is not None:
+                check_same_tree("the optimizer", updates, params, whose="the parameters")
+            raise
         skipped = jnp.where(usable, state.skipped, optax.safe_increment(state.skipped))
         in_a_row = jnp.where(usable, 0, optax.safe_increment(state.in_a_row))
         return updates, SkipNonfiniteState(skipped, in_a_row, new)
