@@ -17,6 +17,7 @@ from optax_structured.adapters.snell import Kernel
 from optax_structured.adapters.svfit import Spectrum
 from optax_structured.adapters.tree import checked
 from optax_structured.trees import Axes, named_leaves
+from optax_structured.trees.precision import at_least_float32
 
 _KINDS: dict[str, type[Node]] = {x.__name__: x for x in (Codes, Delta, Kernel, Pair, Spectrum)}
 _ENTRY = "optax_structured"
@@ -47,7 +48,7 @@ def export(file: str | pathlib.Path, adapter: Mapping[str, Any]) -> None:
             value = getattr(node, field)
             if value is not None:
                 arrays[_key(path, node, field)] = np.ascontiguousarray(value)
-        entry = {"kind": type(node).__name__, "static": _static(node)}
+        entry: dict[str, Any] = {"kind": type(node).__name__, "static": _static(node)}
         if isinstance(node, Pair):
             entry |= {"rank": node.rank, "alpha": node.scale * node.rank}
         entries[path] = entry
@@ -153,8 +154,8 @@ def _from_peft(
         rank = a.shape[-2]
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         axes = Axes(-1, -2) if path.endswith("weight") else Axes()
-        wide = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (a, b))
-        adapter[path] = Pair(*wide, scale, axes)
+        a, b = at_least_float32(a), at_least_float32(b)
+        adapter[path] = Pair(a, b, scale, axes)
     return adapter
 
 

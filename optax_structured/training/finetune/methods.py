@@ -26,6 +26,10 @@ class Method(NamedTuple):
     rank: int | None = 4
     strength: float = 0.0
 
+    def takes(self, option: str) -> bool:
+        """Whether this method has an option."""
+        return option not in ("rank", "strength") or bool(getattr(self, option))
+
 
 def _adam(rate: Any, strength: float) -> Any:
     return optax.adam(rate)

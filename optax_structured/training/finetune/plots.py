@@ -20,7 +20,7 @@ def draw_spectra(update: Any, title: str, folder: pathlib.Path) -> None:
         for i, (path, leaf) in enumerate(x for x in named_leaves(update) if np.ndim(x[1]) > 1):
             values = np.linalg.svd(np.reshape(leaf, (-1, leaf.shape[-1])), compute_uv=False)
             shown = np.maximum(values, 1e-6 * max(values[0], 1e-6))
-            style = {"color": COLOURS[i % len(COLOURS)], "label": path, "marker": "."}
+            style: Any = {"color": COLOURS[i % len(COLOURS)], "label": path, "marker": "."}
             ax.plot(np.arange(1, len(values) + 1), shown, **style)
         ax.set_yscale("log")
         ax.set_xlabel("number of the singular value")
