@@ -70,7 +70,11 @@ class Periodic(Refresh):
     offset: int = 0
 
     def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
-        return True if period == 1 else (count + self.offset) % period == 0
+        return (
+            True
+            if period == 1
+            else _multiple(count + self.offset if self.offset else count, period)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Staggered(Refresh):
     """
 
     def due(self, state: Any, count: jax.Array, period: int, share: float) -> Any:
-        return True if period == 1 else (count + int(share * period)) % period == 0
+        return True if period == 1 else _multiple(count + int(share * period), period)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,3 +207,8 @@ class Lazy(Refresh):
         grown = (self.growth * state.gap.astype(jnp.float32)).astype(jnp.int32)
         gap = jnp.where(stable, grown, state.gap)
         return LazyState(gap, similarities, seen, direction)
+
+
+def _multiple(steps: jax.Array, period: int) -> jax.Array:
+    """Whether the period has passed; `%` is a longer program, and counts are never negative."""
+    return jax.lax.rem(steps, jnp.asarray(period, steps.dtype)) == 0
