@@ -11,7 +11,7 @@ from optax_structured.curvature.empirical_fisher import window_factor
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import Estimate, FirstMoment
 from optax_structured.trees.checks import check_fraction, check_nonnegative, check_positive
-from optax_structured.trees.precision import as_updates, at_least_float32
+from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype
 from optax_structured.trees.products import rows_times
 from optax_structured.trees.tree_checks import check_real
 
@@ -104,7 +104,7 @@ def scale_by_mfac(
         gram = lambda x: jnp.zeros((num_grads, num_grads), x.dtype)  # noqa: E731
         grams = jax.tree.map(gram, wide)
         if block == "all":
-            grams = _total(grams, jnp.zeros((num_grads, num_grads)))
+            grams = _total(grams, jnp.zeros((num_grads, num_grads), scalar_dtype(params)))
         chosen = mask(params) if callable(mask) else mask
         if chosen is not None:
             chosen = jax.tree.map(lambda m: jnp.asarray(m, bool), chosen)
@@ -127,7 +127,7 @@ def scale_by_mfac(
         window = jax.tree.map(lambda w, g: w.at[slot].set(g.astype(w.dtype)), state.window, grads)
         rows = jax.tree.map(_products, window, grads)
         if block == "all":
-            rows = _total(rows, jnp.zeros(num_grads))
+            rows = _total(rows, jnp.zeros(num_grads, state.gram.dtype))
         fine = jnp.asarray(True)
         for row in jax.tree.leaves(rows):
             fine &= jnp.all(jnp.isfinite(row))
