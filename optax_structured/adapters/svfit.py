@@ -73,7 +73,7 @@ class Spectrum(Node):
 
 @dataclasses.dataclass(frozen=True)
 class SVFit(Adapter):
-    r"""Trains the r largest singular values of a weight, r numbers a matrix.
+    r"""Trains the r largest singular values of a weight, r numbers per matrix.
 
     The gradient of value k is :math:`u_k^\top (\partial L / \partial W) v_k`. Since the vectors are
     orthonormal, a step of SGD is the step of full fine-tuning projected onto the span of the

@@ -31,7 +31,7 @@ def init(key: jax.Array, params: Any, rules: Adapter | Rules) -> dict[str, Any]:
 
     Returns:
       A dictionary of path and node, to be given to any optax optimizer, without masks. Arrays are
-      float32 whatever the weights are: a small step is lost in half precision.
+      float32 independent of the weights: a small step is lost in half precision.
 
     Raises:
       TypeError: a value that is not an adapter, or an adapter for an integer leaf.

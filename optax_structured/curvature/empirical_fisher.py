@@ -63,7 +63,7 @@ def empirical_fisher_ihvp(
         and ignore F between them; None for all of F.
 
     Returns:
-      `EmpiricalFisher`: call it with a tree like one gradient; it has `.diagonal()`.
+      `EmpiricalFisher`: call it with a tree like one gradient; it has a method `diagonal`.
 
     Raises:
       ValueError: a damping or block size that is not above 0.

@@ -47,7 +47,7 @@ def mntk_eigenvalues(
       iterations: 5 to 10.
 
     Returns:
-      `{name: eigenvalue}`, each from below. The kernels of modules add up to that of the network.
+      Eigenvalues by name, each from below. The kernels of modules add up to that of the network.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax_structured as oxs
@@ -98,7 +98,7 @@ def select_modules(
       mode: which; the paper leaves its threshold open to both readings.
 
     Returns:
-      `{name: ()}` booleans. Neither mode depends on the scale of the outputs.
+      Booleans by name, each (). Neither mode depends on the scale of the outputs.
 
     Raises:
       ValueError: an alpha out of range, another mode.
@@ -266,7 +266,8 @@ def mask_modules(
       labels: a tree like the parameters of names of modules.
 
     Returns:
-      An optimizer whose update takes `active=`, `{name: bool}`, and passes other arguments on. What
+      An optimizer whose update takes `active=`, a dictionary of booleans by name, and passes other
+      arguments on. What
       `inner` holds beside trees like the parameters, such as counters, always goes on. Its state is
       that of `inner`.
 

@@ -243,7 +243,7 @@ def layer_masks(params: Any) -> dict[str, Any]:
       params: a tree.
 
     Returns:
-      `{path: tree of booleans}`. As arrays, so that one compiled density serves all of them.
+      By path, a tree of booleans. As arrays, so that one compiled density serves all of them.
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs

@@ -173,7 +173,7 @@ def supports(w: Any, structure: Any) -> dict[str, jax.Array]:
 
 
 def layer_rows(w: Any, structure: Any, gradient: Any = None) -> list[LayerRow]:
-    """One row a leaf: how many pieces of structure it has, how many are left, how hard it is held.
+    """One row per leaf: pieces of structure it has, how many are left, how hard it is held.
 
     Args:
       w: parameters, or the prox point.

@@ -168,7 +168,7 @@ class Lazy(Refresh):
     def check(self, projector: Projector) -> None:
         if not isinstance(projector, OneSided):
             raise ValueError(
-                f"Lazy compares one subspace a matrix, which {projector!r} does not have; use "
+                f"Lazy compares one subspace per matrix, which {projector!r} does not have; use "
                 "Periodic or Staggered"
             )
 

@@ -90,7 +90,7 @@ def published_bytes(
       method: one of `METHODS`.
       structure: a `LowRank`, or `rules` of them; None for `"adamw"`.
       params: concrete or abstract parameters.
-      widths: bytes a number; by default 2, as the papers' bfloat16 tables count. 8-bit GaLore is
+      widths: bytes per number; by default 2, as the papers' bfloat16 tables count. 8-bit GaLore is
         `Widths(moments=1 + 4 / 256)`.
 
     Returns:

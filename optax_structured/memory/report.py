@@ -193,7 +193,7 @@ def memory_report(
     Returns:
       A `MemoryReport`: `.state_bytes`, `.state_numbers`, `.code_bytes`, `.weight_bytes`,
       `.gradient_bytes`, `.leaves`; `print(report)` shows the table. Accumulators are float32 here,
-      four bytes a number, whatever the dtype of the parameters (published tables count two), flags
+      four bytes per number, for any dtype of the parameters (published tables count two), flags
       and counts of fits one; `quantized` and codecs of bases make them codes, of which
       `.code_bytes` says how many bytes there are. An inner transformation may hold less:
       `galore(..., inner=optax.scale_by_adam(mu_dtype="bfloat16"))`.

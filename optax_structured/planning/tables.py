@@ -70,7 +70,7 @@ def _state_in_words(plan: Plan) -> str:
         text = f"{_size(after.code_bytes)} of the state are codes. GB are 1e9 bytes."
         if moments is not None:
             text += (
-                f" Moments of 4096 entries and more have {moments.bits} bits an entry, and a "
+                f" Moments of 4096 entries and more have {moments.bits} bits per entry, and a "
                 f"float32 scale for each {moments.block} of them; smaller ones are float32."
             )
         return text

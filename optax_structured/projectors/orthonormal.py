@@ -47,7 +47,7 @@ def singular_vectors(a: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def householder(rows: jax.Array) -> jax.Array:
-    r"""Q of the factorisation LQ with positive diagonal of L: orthonormal whatever the rows are."""
+    r"""Q of the factorisation LQ with positive diagonal of L: orthonormal for any rows."""
 
     def one(rows: jax.Array) -> jax.Array:
         q, r = jnp.linalg.qr(transpose(rows))

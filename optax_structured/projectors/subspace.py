@@ -41,7 +41,7 @@ class SubspaceIteration(OneSided):
         more where spectra decay, two come closer on flat ones.
       first_fits: fits of a new leaf, one at each of its first steps, 1 to 127; 3. One is enough for
         ranks of a quarter of the size.
-      orthonormalize: `"qr"` (default), Householder, orthonormal whatever the gradient; or
+      orthonormalize: `"qr"` (default), Householder, orthonormal for any gradient; or
         `"cholesky"`, two passes of shifted Cholesky-QR after each product, which gather no sharded
         axis, but for dependent columns, where Householder takes over.
 

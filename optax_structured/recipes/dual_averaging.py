@@ -55,8 +55,8 @@ def ramda(
         within a stage.
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
       strength: :math:`\lambda`, a number, schedule or `TargetSparsity`, in units of the loss per
-        unit of :math:`\psi`, whatever the learning rate. Published runs with group lasso: 1e-7 to
-        1e-3 (its weight sqrt(group size) is part of :math:`\psi`).
+        unit of :math:`\psi`, independent of the learning rate. Published runs with group lasso:
+        1e-7 to 1e-3 (its weight sqrt(group size) is part of :math:`\psi`).
       momentum: share of the previous iterate that is kept, in [0, 1), a number or schedule. The
         published c is 1 - momentum: 0.9 to 0.99.
       eps: added outside the root, above 0, a number or schedule, 1e-8 to 1e-4.

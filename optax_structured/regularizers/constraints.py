@@ -74,7 +74,7 @@ class NonNegative(Regularizer):
     .. math:: \psi(w) = 0 \text{ if } w_i \ge 0 \text{ for all } i, \text{ else } \infty, \qquad
         \mathrm{prox}(u, m, \tau) = \max(u, 0)
 
-    whatever the metric and the strength. Equals `Box(0.0, inf)`.
+    for every metric and strength. Equals `Box(0.0, inf)`.
 
     >>> import jax.numpy as jnp
     >>> print(NonNegative().prox(jnp.array([-3.0, 0.2]), metric=1.0, strength=1.0))

@@ -25,7 +25,7 @@ class L1(Norm):
             = \operatorname{sign}(u_i) \max(|u_i| - \tau / m_i, 0)
 
     Any leaf can take it. The support is one bool per entry, and an entry is zero iff
-    :math:`|m_i u_i| \le \tau`, whatever the metric. Equals `ElasticNet(l2=0.0)`, and
+    :math:`|m_i u_i| \le \tau`, for every metric. Equals `ElasticNet(l2=0.0)`, and
     `GroupLasso` on groups of one entry.
 
     References:

@@ -22,9 +22,9 @@ class ShrunkGroups(Grouped):
 
     @abc.abstractmethod
     def shrunk(self, b: jax.Array, strength: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`(b, t)` such that the prox minimises 1/2 <w, P w> - <b, w> + t |w| in each group.
+        """b and t such that the prox minimises half wPw, less bw, plus t times the norm of w.
 
-        A group is zero iff the norm of its new b is at most t, whatever the metric.
+        A group is zero iff the norm of its new b is at most t, for every metric.
 
         Args:
           b: P u, the linear term.
@@ -51,7 +51,7 @@ class GroupLasso(ShrunkGroups, Norm):
     with :math:`\|w_g\|` the root of one scalar equation per group, solved to rounding error by
     `solve_group`; for a scalar metric this is
     :math:`u_g \max(0, 1 - \tau\omega/(m\|u_g\|))`. A group is zero iff
-    :math:`\|m_g u_g\| \le \tau\omega`, whatever the metric; the dual norm is
+    :math:`\|m_g u_g\| \le \tau\omega`, for every metric; the dual norm is
     :math:`\max_g \|y_g\|/\omega`. Equals `L1` on groups of one entry.
 
     Args:
@@ -100,7 +100,7 @@ class SparseGroupLasso(ShrunkGroups, Norm):
 
     The prox is that of `GroupLasso` at strength :math:`(1-\rho)\tau` with :math:`b = m u` replaced
     by its soft threshold :math:`S(b, \rho\tau)`; a group is zero iff
-    :math:`\|S(b_g, \rho\tau)\| \le (1-\rho)\tau\omega`, whatever the metric. The support is that of
+    :math:`\|S(b_g, \rho\tau)\| \le (1-\rho)\tau\omega`, for every metric. The support is that of
     the groups. Equals `GroupLasso` at `l1_ratio=0.0`.
 
     Args:
@@ -206,7 +206,7 @@ class NonNegativeGroupLasso(ShrunkGroups, Norm):
     .. math:: \psi(w) = \sum_g \omega \|w_g\|_2 \text{ if } w \ge 0 \text{, else } \infty
 
     The prox is that of `GroupLasso` with :math:`b = m u` replaced by its positive part; a group is
-    zero iff :math:`\|\max(b_g, 0)\| \le \tau\omega`, whatever the metric. A strength of 0 does not
+    zero iff :math:`\|\max(b_g, 0)\| \le \tau\omega`, for every metric. A strength of 0 does not
     lift the constraint: there it equals `NonNegative`.
 
     Args:

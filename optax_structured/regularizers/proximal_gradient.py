@@ -47,7 +47,7 @@ def majorised_step(
 
 
 def certainly_zero(regularizer: Regularizer, b: jax.Array, strength: jax.Array) -> jax.Array:
-    """Entries in groups whose minimiser is zero whatever the metric, broadcastable to `b`."""
+    """Entries in groups whose minimiser is zero for every metric, broadcastable to `b`."""
     if not isinstance(regularizer, ShrunkGroups):
         return jnp.zeros((), bool)
     shrunk, threshold = regularizer.shrunk(b, strength)
@@ -75,7 +75,7 @@ def proximal_gradient(
 
     where :math:`q_i` is :math:`Q(w_{i+1})` over the units that are left, and return the iterate at
     which it stopped: 2 iterations at least. The scale in the test is absolute, so late in training,
-    when :math:`|q| \ll 1`, it is met after 2 iterations whatever the accuracy.
+    when :math:`|q| \ll 1`, it is met after 2 iterations independent of the accuracy.
 
     Equals the exact solution where the regularizer couples nothing or the metric is constant.
 

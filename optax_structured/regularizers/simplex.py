@@ -21,7 +21,7 @@ class Simplex(OnGroups):
             \text{ for all } g, \text{ else } \infty, \qquad
         \mathrm{prox}(u, m, \tau)_i = \max(u_i - \nu_g / m_i, 0)
 
-    whatever the strength, with :math:`\nu_g` such that the sum is s: found exactly, by sorting each
+    for every strength, with :math:`\nu_g` such that the sum is s: found exactly, by sorting each
     group. The entries with the smallest :math:`m_i u_i` are zero. The support has a bool per entry.
 
     Args:

@@ -13,7 +13,7 @@ METRICS, LOSSES, LEAVES, STRIPS = "metrics.csv", "losses.npy", "leaves.csv", "st
 
 
 class Evaluation(NamedTuple):
-    """What a task measures now and then."""
+    """What a task measures periodically."""
 
     row: Row  # for metrics.csv
     leaves: list[Row] = []  # a row per leaf, for leaves.csv

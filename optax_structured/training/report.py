@@ -51,7 +51,7 @@ def show(console: Console, text: str) -> None:
 def layer_table(
     of_w: Sequence[LayerRow], of_point: Sequence[LayerRow], strength: float, width: int
 ) -> str:
-    """One row a leaf: how many entries, groups or singular values are left.
+    """One row per leaf: how many entries, groups or singular values are left.
 
     Args:
       of_w: the leaves of the parameters.

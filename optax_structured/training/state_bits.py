@@ -1,4 +1,4 @@
-"""Optimizer state in 32, 8 or 4 bits an entry: what `--state-bits` stands for."""
+"""Optimizer state in 32, 8 or 4 bits per entry: what `--state-bits` stands for."""
 
 from typing import Any
 

@@ -26,8 +26,8 @@ def at_least_float32(x: ArrayLike) -> jax.Array:
 def as_update(x: jax.Array, gradient: ArrayLike, param: Any = None) -> jax.Array:
     """`x` in the precision of an update: no narrower than the gradient, nor than the weight.
 
-    Float32 at least where the weight is not known: it may be, whatever the gradient is, and a small
-    step is lost in half precision.
+    Float32 at least where the weight is not known: it may be float32, and a small step is lost in
+    half precision.
     """
     known = jnp.float32 if param is None else jnp.result_type(param)
     dtype = common_dtype(jnp.result_type(gradient), known)

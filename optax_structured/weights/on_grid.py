@@ -33,7 +33,7 @@ def keep_on_grid(
 
     .. math:: U_t \leftarrow D(E_{\text{random}}(W_{t-1} + U_t)) - W_{t-1}
 
-    The training of weights in one byte an entry, on any model and in any loop, without their
+    The training of weights in one byte per entry, on any model and in any loop, without their
     memory, for which see `quantize_weights`. A step much smaller than that of the grid moves a
     weight occasionally, and by the right amount on average.
 
@@ -96,7 +96,7 @@ def keep_on_grid(
                 return update
             with of_leaf("keep_on_grid: the weight", path):
                 code = grid.moved(weight, update, key_of(path, step) if stochastic else None)
-                # As wide as the weight, whatever the gradient is: rounded, it would leave the grid.
+                # As wide as the weight, not the gradient: rounded, it would leave the grid.
                 return like(grid.codec.decode(code, weight.shape) - weight, update)
 
         return map_named(round, updates, params, grids(updates)), KeepOnGridState(tick(state.clock))

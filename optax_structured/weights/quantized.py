@@ -1,4 +1,4 @@
-"""Parameters in one byte an entry, and the step that rounds them at random."""
+"""Parameters in one byte per entry, and the step that rounds them at random."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ class QuantizedWeight(Weight):
 
 
 def quantize_weights(params: Any, codec: Affine | Rules = Affine()) -> Any:  # noqa: B008  (frozen)
-    r"""Stores matrices in one byte an entry, rounded to the nearest.
+    r"""Stores matrices in one byte per entry, rounded to the nearest.
 
     Train them with a gradient with respect to the decoded weights, and `apply_updates`:
 

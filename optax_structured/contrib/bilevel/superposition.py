@@ -160,7 +160,7 @@ def architecture_weights(
       sampler: `"softmax"` (DARTS), `"sparsemax"` (its projection on the simplex), `"dirichlet"`
         (DrNAS: a draw from :math:`\operatorname{Dir}(\operatorname{elu}(\alpha) + 1)`),
         `"gumbel"` (GDAS: one-hot, with the derivative of a softmax), or `"uniform"` (SPOS:
-        one-hot, whatever the logits).
+        one-hot, independent of the logits).
       key: a PRNG key for the last three.
       temperature: of `"gumbel"`, above 0; published: 10 down to 0.1, linearly.
 
