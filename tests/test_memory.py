@@ -302,7 +302,9 @@ def test_formulas_of_one_matrix():
     params = {"kernel": jax.ShapeDtypeStruct((5, 8, 12), jnp.float32)}
     expected = {
         "adamw": 2 * 12 * 8,
+        "diffgrad": 3 * 12 * 8,
         "galore": 8 * 2 + 2 * 12 * 2,
+        "q_galore": 8 * 2 + 2 * 12 * 2,
         "galore_two_sided": (12 + 8) * 2 + 2 * 2**2,
         "galore_adafactor": 8 * 2 + 12 + 2,
         "galore_adafactor_momentum": 8 * 2 + 12 + 2 + 12 * 2,
@@ -358,7 +360,7 @@ def test_real_states_are_the_formulas_and_one_flag_a_matrix(method, make, side):
 
 def test_formulas_refuse_what_they_do_not_know():
     params = {"kernel": jnp.ones((4, 3))}
-    with pytest.raises(ValueError, match="no formula for 'adam'; there are adamw, galore"):
+    with pytest.raises(ValueError, match="no formula for 'adam'; there are adamw, diffgrad, galore"):
         published_numbers("adam", None, params)
     with pytest.raises(ValueError, match="no formula for 'adam'"):
         published_bytes("adam", None, params)

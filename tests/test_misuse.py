@@ -42,8 +42,8 @@ def without_params(make):
 
 GRADIENTS = {"dense": {"kernel": jnp.ones((4, 3))}}
 NARROW = {"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(3)}}
-MISSING = "was given another tree than that of init: 'dense/bias' is missing. Call init"
-NARROWER = r"than that of init: 'dense/kernel' has shape \(4, 2\) and had \(4, 3\)"
+MISSING = "was given another tree than that of (init|the parameters): 'dense/bias' is missing. Call init"
+NARROWER = r"than that of (init|the parameters): 'dense/kernel' has shape \(4, 2\) and had \(4, 3\)"
 
 
 def other_tree(make, grads):
@@ -287,7 +287,7 @@ MISUSE = [
     (
         "primal_averaging-other-tree",
         other_tree(lambda rate, *_: oxs.mirror_madgrad(rate), GRADIENTS),
-        "scale_by_mirror_madgrad " + MISSING,
+        MISSING,
     ),
 ]
 

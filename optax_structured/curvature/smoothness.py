@@ -78,7 +78,7 @@ def scale_by_gns(
       >>> w = jnp.array([1.0, -2.0])
       >>> state = optimizer.init(w)
       >>> both = jax.value_and_grad(loss)
-      >>> for _ in range(6):
+      >>> for _ in range(8):
       ...     value, grad = both(w)
       ...     updates, state = optimizer.update(
       ...         grad, state, w, value=value, grad=grad, value_and_grad_fn=both

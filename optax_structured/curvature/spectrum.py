@@ -47,8 +47,8 @@ def lanczos(product: Product, start: Any, order: int) -> tuple[jax.Array, jax.Ar
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
       >>> alpha, beta = oxs.curvature.lanczos(lambda v: jnp.array([1.0, 3.0]) * v, jnp.ones(2), 2)
-      >>> print(alpha, beta)
-      [2. 2.] [1.]
+      >>> bool(jnp.allclose(alpha, 2.0)), bool(jnp.allclose(beta, 1.0))
+      (True, True)
 
     References:
       Golub and Meurant, Matrices, Moments and Quadrature, 2010.
@@ -151,8 +151,8 @@ def spectral_density(
       >>> found = oxs.curvature.spectral_density(
       ...     lambda v: A @ v, jnp.zeros(3), jax.random.key(0), order=3, probes=1
       ... )
-      >>> print(found.nodes.round(3))
-      [[1. 2. 3.]]
+      >>> bool(jnp.allclose(found.nodes, A.diagonal(), rtol=1e-4))
+      True
 
     References:
       Ghorbani, Krishnan and Xiao, `An Investigation into Neural Net Optimization via Hessian
@@ -279,8 +279,8 @@ def smooth(
       >>> import jax.numpy as jnp, optax_structured as oxs
       >>> point = oxs.curvature.Density(jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.ones(()))
       >>> values, grid = oxs.curvature.smooth(point, jnp.linspace(-1, 1, 5), sigma_squared=1.0)
-      >>> print(values.round(2))
-      [0.32 0.46 0.52 0.46 0.32]
+      >>> print(*(f"{x:.2f}" for x in values))
+      0.30 0.44 0.50 0.44 0.30
 
     References:
       Ghorbani, Krishnan and Xiao, 2019, and its code, whose conventions these are.

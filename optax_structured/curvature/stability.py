@@ -78,7 +78,7 @@ def stability_report(
       >>> report = oxs.curvature.stability_report(
       ...     lambda w, X: X @ w, jnp.zeros(2), X, learning_rate=0.5, batch_size=1
       ... )
-      >>> print(report.trace, report.lambda_max, report.limit.round(3), report.ratio.round(2))
+      >>> print(report.trace, report.lambda_max, f"{report.limit:.3f} {report.ratio:.2f}")
       2.5 2.0 0.588 0.85
 
     References:

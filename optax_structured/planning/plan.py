@@ -63,7 +63,7 @@ def make_plan(
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
     bits = default_state_bits(recipe) if state_bits is None else state_bits
-    structure = None if recipe == "adamw" else structure
+    structure = None if registry.RECIPES[recipe].family == "plain" else structure
     placed = place(params, mesh)
     adamw = optax.adamw(1e-3)
     moments = _fitting(recipe, structure, codec_of(bits), placed)
@@ -103,7 +103,7 @@ def largest_rank(
     Raises:
       ValueError: a recipe without a rank to choose, or not even rank 1 fits.
     """
-    if recipe in ("adamw", "apollo_mini"):
+    if registry.RECIPES[recipe].family == "plain" or recipe == "apollo_mini":
         raise ValueError(f"{recipe} has no rank to choose; leave --budget out")
     placed = place(params, mesh)
     codec = codec_of(default_state_bits(recipe) if state_bits is None else state_bits)

@@ -262,7 +262,7 @@ def last_iterate_bound(
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs
-      >>> print(oxs.step_sizes.last_iterate_bound(jnp.full(4, 0.5), jnp.ones(4)).round(3))
+      >>> print(f"{oxs.step_sizes.last_iterate_bound(jnp.full(4, 0.5), jnp.ones(4)):.3f}")
       0.958
 
     References:

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 
 from optax_structured import curvature
+from optax_structured.recipes.registry import RECIPES
 from optax_structured.states import arrays_of
 from optax_structured.states.roles import SECOND_MOMENT
 from optax_structured.training.checkpoint import Checkpoints
@@ -30,20 +31,24 @@ class Inspection(NamedTuple):
     learning_rate: float  # the peak of the run
     density: curvature.Density  # of the Hessian, on one batch
     scaled: curvature.Density | None  # preconditioned by the second moments, where there are any
-    limit: float  # learning rate above which quadratic steps of this kind grow
+    limit: float | None  # rate above which quadratic steps grow; dual averaging has none
     agreement: float  # of the signs of gradients of different batches, in [0, 1]
     leaves: dict[str, float]  # the same, leaf by leaf
     chance: float  # what random signs would give
 
     def describe(self) -> str:
         """The conclusion, in a sentence or two."""
+        signs = (
+            f"signs of gradients agree by {self.agreement:.2f} (random signs: {self.chance:.2f})"
+        )
+        if self.limit is None:
+            return f"step {self.step}: dual averaging has no stability limit of its rate; {signs}"
         ratio = self.learning_rate / self.limit
         steps = "preconditioned by its second moments" if self.scaled else "of gradient descent"
         verdict = "below" if ratio < 1 else "above"
         return (
             f"step {self.step}: the learning rate {self.learning_rate:g} is {ratio:.2g} times the "
-            f"stability limit {self.limit:.3g} {steps}, {verdict} it; signs of gradients agree by "
-            f"{self.agreement:.2f} (random signs: {self.chance:.2f})"
+            f"stability limit {self.limit:.3g} {steps}, {verdict} it; {signs}"
         )
 
 
@@ -80,8 +85,9 @@ def inspect(
 
     ones = jax.tree.map(jnp.ones_like, state.params)
     plain, scaled = density(state.params, task.train, batch, ones), None
-    limit = 2 / float(curvature.summarize(plain).largest)
-    roots = _roots(state)
+    averages = RECIPES[task.config.recipe].averages
+    limit = None if averages else 2 / float(curvature.summarize(plain).largest)
+    roots = None if averages else _roots(state)
     if roots is not None:
         scaled = density(state.params, task.train, batch, roots)
         edge = (2 + 2 * _MOMENTUM) / (1 - _MOMENTUM)
@@ -142,6 +148,10 @@ def _draw_spectrum(ax: Any, found: Inspection) -> None:
 
 
 def _draw_rates(ax: Any, found: Inspection) -> None:
+    if found.limit is None:
+        ax.set_axis_off()
+        ax.set_title("dual averaging: its rate has no such limit")
+        return
     names = ("learning rate", "stability limit")
     values = (found.learning_rate, found.limit)
     ax.barh(names, values, color=(COLOURS[1], COLOURS[0]), log=True)

@@ -11,7 +11,7 @@ def check(run):
     assert code == 0, said
     assert (run / "inspection.png").read_bytes().startswith(b"\x89PNG")
     rate, limit = map(float, re.search(r"rate (\S+) is .* limit (\S+) ", said).groups())
-    agreement, chance = map(float, re.search(r"by (\S+) .*signs: (\S+)\)", said).groups())
+    agreement, chance = map(float, re.search(r"agree by (\S+) .*signs: (\S+)\)", said).groups())
     assert 0 < rate and 0 < limit and 0 < chance < agreement <= 1
     return said
 
