@@ -360,7 +360,9 @@ def test_real_states_are_the_formulas_and_one_flag_a_matrix(method, make, side):
 
 def test_formulas_refuse_what_they_do_not_know():
     params = {"kernel": jnp.ones((4, 3))}
-    with pytest.raises(ValueError, match="no formula for 'adam'; there are adamw, diffgrad, galore"):
+    with pytest.raises(
+        ValueError, match="no formula for 'adam'; there are adamw, diffgrad, galore"
+    ):
         published_numbers("adam", None, params)
     with pytest.raises(ValueError, match="no formula for 'adam'"):
         published_bytes("adam", None, params)

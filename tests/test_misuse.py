@@ -42,7 +42,9 @@ def without_params(make):
 
 GRADIENTS = {"dense": {"kernel": jnp.ones((4, 3))}}
 NARROW = {"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(3)}}
-MISSING = "was given another tree than that of (init|the parameters): 'dense/bias' is missing. Call init"
+MISSING = (
+    "was given another tree than that of (init|the parameters): 'dense/bias' is missing. Call init"
+)
 NARROWER = r"than that of (init|the parameters): 'dense/kernel' has shape \(4, 2\) and had \(4, 3\)"
 
 

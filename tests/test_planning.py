@@ -186,7 +186,10 @@ def test_bad_shape_files_are_explained(tmp_path, content, message):
     [
         ((), "give one of llama-60m"),
         (("llama-2b",), "no model 'llama-2b'; there are llama-60m"),
-        (("llama-60m", "--recipe", "adam"), "no recipe 'adam'; choose one of adamw, diffgrad, galore"),
+        (
+            ("llama-60m", "--recipe", "adam"),
+            "no recipe 'adam'; choose one of adamw, diffgrad, galore",
+        ),
         (("llama-60m", "--mesh", "8"), "--mesh takes NAME=SIZE"),
         (("llama-60m", "--dtype", "f99"), "--dtype f99: no such dtype"),
         (("llama-60m", "--state-bits", "16"), "state_bits must be one of 32, 8, 4, got 16"),

@@ -9,7 +9,7 @@ import optax
 
 from optax_structured.curvature.empirical_fisher import window_factor
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
-from optax_structured.states.roles import Estimate, FirstMoment
+from optax_structured.states.roles import Estimate, Factor, FirstMoment
 from optax_structured.trees.checks import check_fraction, check_nonnegative, check_positive
 from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype
 from optax_structured.trees.products import rows_times
@@ -22,7 +22,7 @@ class MfacState(NamedTuple):
     clock: Clock  # steps since init, for schedules
     slot: jax.Array  # () int32: row of the window that the next gradient overwrites
     window: Estimate[Any]  # like params with m in front: the last gradients, 0 before
-    gram: Any  # (m, m) float32 or wider, or a tree of them per leaf: their inner products
+    gram: Factor[Any]  # (m, m) float32 or wider, or a tree of them per leaf: their inner products
     momentum: FirstMoment[Any]  # like params, float32 or wider; None without momentum
     mask: Any  # like params, bool: what takes part; None for all
 
