@@ -199,7 +199,7 @@ MISUSE = [
     (
         "lazy-with-tucker",
         lambda: oxs.LowRank(2, projector=oxs.projectors.Tucker(), refresh=oxs.Lazy()),
-        "Lazy compares one subspace a matrix, which Tucker.* does not have; use Periodic",
+        "Lazy compares one subspace per matrix, which Tucker.* does not have; use Periodic",
     ),
     ("lazy-growth", lambda: oxs.Lazy(growth=1.0), "Lazy needs growth above 1"),
     ("lazy-threshold", lambda: oxs.Lazy(threshold=-0.1), r"threshold must be in \[0, 1\)"),

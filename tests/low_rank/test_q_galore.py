@@ -73,7 +73,7 @@ def test_gaps_double_while_the_gradient_stays(projector):
     """200, then 400 at step 1000, 800 at 1200 and 1600 at 1600, in units of 50 steps."""
     g = normal_tree("g", SMALL)
     tx = oxs.q_galore(0.01, oxs.LowRank(2, period=4, projector=projector))
-    gaps = [int(s[0].refresh["kernel"].rule.gap) for _, s in trajectory(tx, g, [g] * 36)]
+    gaps = [int(s.inner_state[0].refresh["kernel"].rule.gap) for _, s in trajectory(tx, g, [g] * 36)]
     assert {t: gap for t, gap in enumerate(gaps) if gap != gaps[t - 1]} == {
         20: 8,
         24: 16,
@@ -86,7 +86,7 @@ def test_a_threshold_above_one_never_changes_a_gap():
     g = normal_tree("g", SMALL)
     lazy = oxs.Lazy(threshold=1.1, memory=1)
     tx = oxs.q_galore(0.01, oxs.LowRank(2, period=2, refresh=lazy))
-    assert all(s[0].refresh["kernel"].rule.gap == 2 for _, s in trajectory(tx, g, [g] * 12))
+    assert all(s.inner_state[0].refresh["kernel"].rule.gap == 2 for _, s in trajectory(tx, g, [g] * 12))
 
 
 def test_projected_weights_alone_are_on_the_grid():

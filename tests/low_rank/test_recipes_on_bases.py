@@ -80,7 +80,7 @@ def test_unusable_gradients_leave_no_trace(recipe, bad):
         updates, state = update(g, state, current)
         current = optax.apply_updates(current, updates)
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((current, state)))
-    assert jnp.all(current["w"] != start["w"])
+    assert jnp.any(current["w"] != start["w"])
 
 
 def test_error_feedback_loses_nothing():
