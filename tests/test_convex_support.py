@@ -110,6 +110,7 @@ def test_the_optimum_is_one():
     assert slack[~alive].min() > 1e-5  # no dead group is on its threshold
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     "make",

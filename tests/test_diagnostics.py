@@ -70,6 +70,7 @@ def test_objective_and_strength_max(params):
     np.testing.assert_allclose(dx.strength_max(params, GROUPS), 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_everything_runs_under_jit(params):
     def everything(w):
         return (
@@ -88,6 +89,7 @@ def test_everything_runs_under_jit(params):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "strength"), [(oxs.L1(), 0.8), (oxs.GroupLasso(-2), 0.8), (oxs.NuclearNorm(), 1.5)]
 )
@@ -100,6 +102,7 @@ def test_stationarity_vanishes_at_a_minimum_and_only_there(spec, strength):
     assert dx.stationarity(w, 1.1 * (w - u), spec, strength) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [oxs.L1(), oxs.GroupLasso(-2), oxs.NuclearNorm()])
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_stationarity_is_the_least_norm_of_a_subgradient(spec, strength, x64):
@@ -119,6 +122,7 @@ def test_plain_leaves_add_their_gradient_and_others_are_refused():
         dx.stationarity(w, gradient, oxs.MCP(), 1.0)
 
 
+@pytest.mark.slow
 def test_a_network_dies_above_the_smallest_dual_norm_of_a_layer():
     """Far below `strength_max`, the largest: once a layer is gone no other has a gradient."""
     keys = jax.random.split(jax.random.key(0), 4)

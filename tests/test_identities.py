@@ -145,6 +145,7 @@ def test_no_gradient_no_movement(make):
     assert_equal(after(make(0.1), [jnp.zeros(SHAPE)] * 3), start())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [1e-38, 1e-30, 1e-20, 1e-6])
 @pytest.mark.parametrize("make", [oxs.ramda, oxs.prox_adam])
 @pytest.mark.parametrize("regularizer", [GROUPS, oxs.L1()], ids=repr)
@@ -167,6 +168,7 @@ def rescaled(a):
     return [a * g for g in gradients()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("a", [4.0, 1e3, 1e-3])
 def test_ramda_does_not_see_the_unit_of_the_loss(a):
     rate, strength, eps = 0.1, 0.2, 1e-4
@@ -183,6 +185,7 @@ def test_rmda_does_not_see_the_unit_of_the_loss(a):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("a", [4.0, 1e3, 1e-3])
 def test_prox_adam_does_not_see_the_unit_of_the_loss(a):
     expected = after(oxs.prox_adam(0.1, GROUPS, 0.2, eps=1e-6))
@@ -203,6 +206,7 @@ RECIPES = {
 every_recipe = pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES)
 
 
+@pytest.mark.slow
 @every_recipe
 def test_groups_of_one_entry_are_soft_thresholding(make):
     column = lambda x: x.reshape(-1, 1)  # noqa: E731
@@ -214,6 +218,7 @@ def test_groups_of_one_entry_are_soft_thresholding(make):
     assert jnp.any(got == 0)
 
 
+@pytest.mark.slow
 @every_recipe
 def test_permutations_commute_with_the_run(make):
     rows, cols = np.random.default_rng(0).permutation(6), np.random.default_rng(1).permutation(5)
@@ -222,12 +227,14 @@ def test_permutations_commute_with_the_run(make):
     assert_close(got, shuffle(after(make(GROUPS))), 10 * EXACT)
 
 
+@pytest.mark.slow
 @every_recipe
 def test_axes_of_the_groups_are_only_names(make):
     transposed = after(make(oxs.GroupLasso(1)), [g.T for g in gradients()], start().T)
     assert_close(transposed.T, after(make(GROUPS)), 10 * EXACT)
 
 
+@pytest.mark.slow
 @every_recipe
 def test_leaves_do_not_see_each_other(make):
     both = {"a": start(), "b": 2 * start()}
@@ -236,6 +243,7 @@ def test_leaves_do_not_see_each_other(make):
     assert_close(got["a"], after(make(GROUPS)), EXACT)
 
 
+@pytest.mark.slow
 @every_recipe
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_huge_strength_gives_exact_zeros(make, dtype):
@@ -332,6 +340,7 @@ def test_box_is_never_left(make):
         assert jnp.all((w >= -0.5 - 1e-15) & (w <= 0.25 + 1e-15))
 
 
+@pytest.mark.slow
 def test_restart_is_a_new_start_with_the_clock_of_the_old():
     stages = oxs.Stages((3, 5))
     recipe = oxs.ramda(
@@ -348,6 +357,7 @@ def test_restart_is_a_new_start_with_the_clock_of_the_old():
     assert_close(after(oxs.restart_at(recipe, stages.milestones)), w, 100 * EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("short", "long"),
     [

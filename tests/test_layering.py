@@ -167,6 +167,7 @@ def test_importing_the_package_does_not_load_contrib():
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["optax_structured", "optax_structured.planning"])
 def test_importing_it_loads_no_extras(module):
     heavy = sorted({*(EXTRAS | LIBRARIES) - CORE, "jax.extend", "jax._src.pallas"})

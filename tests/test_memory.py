@@ -150,6 +150,7 @@ def test_formulas_give_the_published_table_in_codes(name, stacked):
     assert gb == PUBLISHED_IN_CODES[name]
 
 
+@pytest.mark.slow
 @every_codec
 @every_model
 def test_real_states_in_codes_are_the_formulas_to_the_byte(name, codec, width):
@@ -198,6 +199,7 @@ def test_arrays_in_codes_have_the_bytes_of_the_report(codec, width):
     assert report.leaves[0].state_bytes == expected
 
 
+@pytest.mark.slow
 @every_codec
 def test_a_60m_tree_in_codes_has_the_bytes_of_the_formula(codec, width):
     params = jax.tree.map(lambda x: jnp.zeros(x.shape), llama("60m", stacked=True))
@@ -251,6 +253,7 @@ def transformations():
 every_transformation = pytest.mark.parametrize("name", transformations())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", small_models())
 @every_transformation
 def test_bytes_are_those_of_the_real_state(name, model):

@@ -44,6 +44,7 @@ def test_each_device_holds_its_share():
         assert alone.per_device["after"] == alone.after.state_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits, width, block", [(8, 1 + 4 / 256, 256), (4, 1 / 2 + 4 / 128, 128)])
 def test_moments_in_codes(bits, width, block):
     code, said = invoke("llama-60m", "--recipe", "adamw", "--state-bits", bits)
@@ -228,6 +229,7 @@ def test_leaves_of_different_shapes_have_different_names(tmp_path):
     assert "Dense_0/kernel 512×256 16" in said and "Dense_1/kernel 256×128 16" in said
 
 
+@pytest.mark.slow
 def test_the_largest_rank_that_fits_a_budget(tmp_path):
     shapes = {"wide/kernel": (256, 512), "square/kernel": (128, 128), "bias": (512,)}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}

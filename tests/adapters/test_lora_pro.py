@@ -56,6 +56,7 @@ def close(x, y, tolerance=1e-9):
 pytestmark = pytest.mark.usefixtures("x64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta, tolerance", [(0.0, 1e-12), (1e-8, 1e-6)])
 def test_it_is_the_minimum_norm_least_squares_solution(delta, tolerance):
     pair, g = case()
@@ -156,6 +157,7 @@ def test_float32_is_as_good_as_its_rounding():
     close(got.b, want.b, 1e3 * reordered(jnp.float32))
 
 
+@pytest.mark.slow
 def test_stacked_and_equal_shapes_are_solved_as_alone():
     singles = [case(seed) for seed in (0, 10)]
     pairs = {str(i): pair for i, (pair, _) in enumerate(singles)}

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from optax_structured.adapters import LoRA, attach, init, merge, sub
 
@@ -30,6 +31,7 @@ def scanned(params, x):
     return jnp.sum(jax.lax.scan(jax.checkpoint(body), x, params["layers"])[0])
 
 
+@pytest.mark.slow
 def test_merging_outside_a_scan_copies_the_weights_twice_and_attaching_does_not():
     params, x = stack(), jnp.ones((BATCH, WIDTH))
     adapter = init(jax.random.key(1), params, LoRA(4))

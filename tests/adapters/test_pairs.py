@@ -62,6 +62,7 @@ def trained(tx, adapter, loss, steps):
 RANKS = oxs.rules(("head", None), default=oxs.GroupLasso(group_axis=-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -175,6 +176,7 @@ def everything():
     return params, jax.tree.map(lambda x: x + 0.1, adapter)
 
 
+@pytest.mark.slow
 def test_a_file_gives_the_same_adapter(tmp_path):
     params, adapter = everything()
     export(tmp_path / "a.safetensors", adapter)
@@ -234,6 +236,7 @@ def step(tx, loss, adapter, state):
     return optax.apply_updates(adapter, updates), state
 
 
+@pytest.mark.slow
 def test_constants_are_a_function_of_the_weights():
     params, adapter = everything()
     known = constants(params, adapter)

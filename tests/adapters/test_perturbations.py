@@ -34,6 +34,7 @@ def apart(perturbation, state):
     return optax.tree.sub(params, PARAMS), optax.tree.sub(near, adapter())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "perturbation",
     [GGPO(), MGPO(), MGPO(**AS_RELEASED), GGPO(0.0, 0.0), MGPO(0.0), MGPO(0.0, **AS_RELEASED)],
@@ -94,6 +95,7 @@ def test_the_running_norm_and_momentum():
     np.testing.assert_allclose(state.momentum["w"].b, 0.5 * g1["w"].b + g2["w"].b, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_noise_has_the_variance_it_says():
     """1000 draws of one row; standard errors of a variance are sqrt(2/n)."""
     perturbation = GGPO(0.5, 0.01)

@@ -37,6 +37,7 @@ def moved(adapter):
     return jax.tree.map(lambda x: x + 0.1, adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize(
     "spec", [LoRA(4), LoRA(4, start="svd"), SVFit(4)], ids=["lora", "svd", "svfit"]
@@ -85,6 +86,7 @@ def test_a_compiled_step_gathers_no_base_weight(kind):
         assert all(np.prod(shape, initial=1) <= smallest for shape in shapes_of(line)), line
 
 
+@pytest.mark.slow
 def test_lora_pro_on_an_explicit_mesh():
     gradient = jax.tree.map(jnp.sin, moved(init(jax.random.key(2), params(), LoRA(4))))
     plain = moved(init(jax.random.key(1), params(), LoRA(4)))

@@ -31,6 +31,7 @@ def kernel(**options):
     return Kernel(normal(2, 8, 3), normal(2, 10, 3, seed=1), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["hard", "soft"])
 def test_the_share_of_zeros_is_the_sparsity(rule):
     dense = normal(8, 10)
@@ -47,6 +48,7 @@ def test_no_gradient_passes_the_size_and_the_threshold():
     np.testing.assert_allclose(got, jnp.where(kept, jnp.abs(dense), 0.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_distances_do_not_see_a_common_shift_or_the_order_of_equal_chunks():
     one, shift = kernel(), normal(2, 1, 3, seed=2)
     moved = Kernel(one.inputs + shift, one.outputs + shift)
@@ -57,12 +59,14 @@ def test_distances_do_not_see_a_common_shift_or_the_order_of_equal_chunks():
     assert np.linalg.matrix_rank(one.dense()) == 8  # of factors with three columns
 
 
+@pytest.mark.slow
 def test_equal_rows_have_a_finite_gradient():
     same = Kernel(jnp.ones((2, 4, 3)), jnp.ones((2, 5, 3)))
     gradient = jax.grad(lambda k: jnp.sum(k.dense()))(same)
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_another_sparsity_compiles_nothing_and_stacks_work():
     params, traces = {"w": normal(3, 8, 10)}, []
     adapter = init(KEY, params, SNELL(4))
@@ -81,6 +85,7 @@ def test_another_sparsity_compiles_nothing_and_stacks_work():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [SNELL(32), SNELLA(32, sparsity=0.9)])
 def test_it_starts_very_nearly_as_the_pretrained_model(spec):
     params = {"w": jnp.zeros((256, 256))}
@@ -89,6 +94,7 @@ def test_it_starts_very_nearly_as_the_pretrained_model(spec):
     assert jnp.linalg.norm(x @ update) < 1e-3 * jnp.linalg.norm(x)
 
 
+@pytest.mark.slow
 def test_the_budget_falls_from_first_to_last():
     params = {"a": normal(8, 10), "b": normal(6, 4)}
     adapter = init(KEY, params, SNELLA(4))
@@ -137,6 +143,7 @@ def gradients(logits, backward, forward="soft", book=BOOK, smoothing=0.0):
     )(logits)[0, 0]
 
 
+@pytest.mark.slow
 def test_the_default_backward_is_that_of_the_softmax():
     plain = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * BOOK[0]))(LOGITS)[0, 0]
     np.testing.assert_allclose(gradients(LOGITS, "default"), plain, atol=1e-6)
@@ -170,6 +177,7 @@ def test_smoothing_bounds_the_gradient():
     assert jnp.max(jnp.abs(soft)) <= 0.5 / 1e-2
 
 
+@pytest.mark.slow
 def test_codebooks_replace_a_matrix():
     params = {"w": normal(12, 16), "plain": normal(16)}
     spec = Codebook(entries=4, groups=2, forward="hard")
@@ -188,6 +196,7 @@ def test_codebooks_replace_a_matrix():
         jax.jit(merge)(params, adapter)
 
 
+@pytest.mark.slow
 def test_turning_rows_with_their_groups():
     logits, book = normal(6, 5, 4), normal(2, 4, seed=1)
     group, order = jnp.array([0, 0, 1, 0, 1, 1]), jnp.array([3, 5, 0, 1, 4, 2])

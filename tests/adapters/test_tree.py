@@ -60,6 +60,7 @@ def moved(adapter):
     return jax.tree.map(lambda x: x + 0.1 * normal(*x.shape, seed=x.size), adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_starts_as_the_pretrained_model_and_then_moves(name):
     params = model()
@@ -234,6 +235,7 @@ KERNELS = oxs.rules(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build, table", [(linen, KERNELS), (equinox, OUT_IN)])
 def test_attached_equals_merged(build, table):
     apply, params = build()
@@ -257,6 +259,7 @@ class Dense(nn.Module):
         return nn.Dense(3, dtype=self.dtype, name="last")(nn.relu(nn.Dense(8, name="first")(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["zero", "svd"])
 def test_the_branch_equals_merged(start):
     x = normal(5, 4)
@@ -276,6 +279,7 @@ def test_the_branch_equals_merged(start):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * np.abs(y).max())
 
 
+@pytest.mark.slow
 def test_the_branch_keeps_what_merging_into_half_precision_loses():
     """Weights of 256 x 256 and an update of a thousandth of their norm."""
     w, x = normal(256, 256), normal(64, 256, seed=1)

@@ -2,9 +2,11 @@
 
 import jax
 import numpy as np
+import pytest
 from cli_runs import IMAGES, invoke
 
 
+@pytest.mark.slow
 def test_a_run_on_images(tmp_path):
     run = tmp_path / "run"
     options = [*IMAGES[:2], "--epochs", 1, "--batch-size", 128, "--recipe", "ramda"]

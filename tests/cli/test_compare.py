@@ -14,6 +14,7 @@ def table(out):
     return {row[0]: dict(zip(heading, row, strict=True)) for row in rows}
 
 
+@pytest.mark.slow
 def test_images_sweep_strengths_and_rates_side_by_side_and_continue(tmp_path):
     out = tmp_path / "compared"
     strong = [

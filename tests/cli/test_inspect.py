@@ -16,6 +16,7 @@ def check(run):
     return said
 
 
+@pytest.mark.slow
 def test_a_run_on_images(tmp_path):
     run = tmp_path / "run"
     options = [*IMAGES[:2], "--epochs", 1, "--batch-size", 128, "--recipe", "adamw"]

@@ -50,6 +50,7 @@ def saved_step(run):
     return max(map(int, steps), default=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [[*IMAGES, "--epochs", "100000"], [*LM, "--recipe", "adamw", "--steps", "1000000"]]
 )

@@ -27,6 +27,7 @@ def check_folder(run, task, steps, evaluations):
     assert len(np.load(run / "losses.npy")) == steps
 
 
+@pytest.mark.slow
 def test_images_write_a_run_folder_and_resume(tmp_path):
     run = tmp_path / "run"
     code, said = invoke("train", *IMAGES, "--stages", 2, "--out", run, "--stop-after", 2)
@@ -43,6 +44,7 @@ def test_images_write_a_run_folder_and_resume(tmp_path):
     check_folder(run, "images", 5 * 11, 5)
 
 
+@pytest.mark.slow
 def test_a_text_run_writes_a_run_folder_and_resumes(tmp_path, text):
     run = tmp_path / "run"
     options = [*LM, "--recipe", "galore", "--rank", 4, "--period", 5, "--text", text]
@@ -125,6 +127,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     assert [path.name for path in mine.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_its_own_task_and_text(tmp_path, text):
     run = tmp_path / "run"
     options = [*LM, "--recipe", "adamw", "--out", run, "--stop-after", 1]
@@ -200,12 +203,14 @@ def test_the_version_is_said():
     assert invoke("--version") == (0, f"optax-structured {oxs.__version__} ")
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_the_rules_and_writes_nothing(tmp_path):
     code, said = invoke("train", *IMAGES, "--dry-run", "--out", tmp_path / "run")
     assert code == 0 and "Dense_0/kernel" in said and "GroupLasso(group_axis=-2" in said
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_quiet_prints_errors_only(tmp_path):
     assert invoke("train", *IMAGES, "--dry-run", "--quiet") == (0, "")
     code, said = invoke("train", "--quiet", "--recipe", "rmad")

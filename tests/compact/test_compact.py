@@ -48,6 +48,7 @@ def test_a_constant_unit_is_added_up_where_it_is_read():
     assert_close(small.fn(small.params, X), mlp(params, X), rounding("float32"))
 
 
+@pytest.mark.slow
 def test_inputs_of_other_shapes_and_gradients():
     params = parameters()
     params["down"] = params["down"].at[2].set(0)
@@ -92,6 +93,7 @@ def stacked(params, x):
     return jax.lax.scan(layer, x, (params["up"], params["down"]))
 
 
+@pytest.mark.slow
 def test_stacked_layers_are_cut_when_they_are_written_out():
     keys = jax.random.split(jax.random.key(1))
     params = {
@@ -108,6 +110,7 @@ def test_stacked_layers_are_cut_when_they_are_written_out():
         assert_close(found, expected, 5 * rounding("float32"))
 
 
+@pytest.mark.slow
 def test_bfloat16():
     params = parameters(jnp.bfloat16)
     params["down"] = params["down"].at[2].set(0)

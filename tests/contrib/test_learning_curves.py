@@ -179,6 +179,7 @@ def averaged(residual, rate):
     return of_mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [None, 0.2], ids=["weights", "averaged"])
 @every_optimizer
 def test_expected_error_of_real_training(name, average):

@@ -54,6 +54,7 @@ def direction(element, params, **arguments):
     return jax.jit(lambda p: element.update(grads, element.init(p), p, **arguments)[0])(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 9])
 def test_general_losses_agree_with_the_primal_form(n, x64):
     """Cross entropy, whose Hessian in the logits is singular; more and fewer outputs than D."""

@@ -81,6 +81,7 @@ def flat(tree):
     return np.concatenate([np.reshape(tree[k], (len(tree[k]), -1)) for k in ("w", "b")], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["all", "leaf"])
 def test_equals_the_dense_inverse(block, x64):
     """Over a window that has wrapped around; zeros before it is full."""
@@ -101,6 +102,7 @@ def test_equals_the_dense_inverse(block, x64):
         np.testing.assert_allclose(found[0], first, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_units(x64):
     """Gradients times c and damping times c^2 divide directions by c; large damping is SGD."""
     grads = gradients(4, jnp.float64)
@@ -111,6 +113,7 @@ def test_units(x64):
     assert_close(flat(damped) * 1e12, flat(grads), 1e-9)
 
 
+@pytest.mark.slow
 def test_float32_keeps_its_digits_at_small_damping():
     exact = []
     with jax.enable_x64(True):
@@ -121,6 +124,7 @@ def test_float32_keeps_its_digits_at_small_damping():
     assert_close(found, exact, NEWEST_GRADIENT)
 
 
+@pytest.mark.slow
 def test_a_gradient_with_nan_does_not_enter_the_window():
     grads = gradients(4)
     bad = jax.tree.map(lambda g: g.at[1].set(jnp.nan), grads)

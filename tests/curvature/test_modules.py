@@ -34,6 +34,7 @@ def outputs(w):
     return jnp.tanh(X @ w["a"]) @ w["b"]["w"] + w["b"]["c"]
 
 
+@pytest.mark.slow
 def test_eigenvalues_are_those_of_the_kernels_which_add_up():
     w = params()
     found = mntk_eigenvalues(outputs, w, LABELS, jax.random.key(0), iterations=40)

@@ -62,6 +62,7 @@ def symmetric(d, seed=0):
     return jnp.asarray(A + A.T)
 
 
+@pytest.mark.slow
 def test_exact_at_full_order_and_for_low_degrees(x64):
     A = symmetric(6)
     density = jax.jit(
@@ -79,6 +80,7 @@ def test_exact_at_full_order_and_for_low_degrees(x64):
     np.testing.assert_allclose(shifted, 3 * nodes + 2, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_exhausted_spaces_have_no_weight():
     """Two eigenvalues, and an order of 6: in float32, where the rest is rounding."""
     scales = jnp.array([2.0, 2.0, 5.0, 5.0, 5.0])
@@ -113,6 +115,7 @@ def small():
     return w, jax.random.normal(keys[2], (8, 3), float)
 
 
+@pytest.mark.slow
 def test_hessians_whole_per_layer_and_preconditioned(x64):
     w, batch = small()
     flat, unravel = jax.flatten_util.ravel_pytree(w)
@@ -144,6 +147,7 @@ def test_hessians_whole_per_layer_and_preconditioned(x64):
     assert summarize(whole).negative_mass > 0
 
 
+@pytest.mark.slow
 def test_sharded_parameters_stay_sharded():
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
     w = jax.device_put(jnp.arange(1.0, 17.0), NamedSharding(mesh, P("d")))
@@ -154,6 +158,7 @@ def test_sharded_parameters_stay_sharded():
     np.testing.assert_allclose(summarize(found).largest, 4.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gauss_newton_products_and_single_gradients(x64):
     w, X = small()
     outputs = lambda w, X: jnp.tanh(X @ w["a"])  # noqa: E731
@@ -192,6 +197,7 @@ def test_golden_stability(name):
         assert report.ratio <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_the_limit_is_necessary_and_sharper_than_the_trace(batch_size, x64):
     rng = np.random.default_rng(0)
@@ -207,6 +213,7 @@ def test_the_limit_is_necessary_and_sharper_than_the_trace(batch_size, x64):
     np.testing.assert_allclose(fro, np.sqrt(batch_size) / report.fro)
 
 
+@pytest.mark.slow
 def test_simulated_sgd_grows_above_the_radius_and_shrinks_below(x64):
     jac = jnp.asarray(np.random.default_rng(1).standard_normal((6, 3)))
     keys = jax.random.split(jax.random.key(0), 4000)
@@ -238,6 +245,7 @@ def test_all_signs_give_trace_and_norm_exactly(x64):
     np.testing.assert_allclose(found, [jnp.trace(A), jnp.linalg.norm(A)], rtol=EIGENVALUES)
 
 
+@pytest.mark.slow
 def test_cross_entropy_folds_its_root_into_the_outputs(x64):
     X = jnp.asarray(np.random.default_rng(2).standard_normal((5, 2)))
     w = jnp.asarray(np.random.default_rng(3).standard_normal((2, 3)))

@@ -38,6 +38,7 @@ def steps(tx, grads):
         yield updates, state
 
 
+@pytest.mark.slow
 @either_side
 @every_codec
 def test_codes_are_those_of_the_fitted_basis(side, codec):
@@ -50,6 +51,7 @@ def test_codes_are_those_of_the_fitted_basis(side, codec):
     assert jnp.max(off) <= 0.501 * jnp.max(state.bases[""].scale)
 
 
+@pytest.mark.slow
 @every_projector
 def test_refits_go_on_from_the_decoded_basis(projector):
     """A warm start is as good as any: the rounding is the only loss."""
@@ -61,6 +63,7 @@ def test_refits_go_on_from_the_decoded_basis(projector):
     assert share >= CAPTURED
 
 
+@pytest.mark.slow
 @either_side
 @every_codec
 def test_a_step_reads_the_decoded_basis(side, codec):
@@ -74,6 +77,7 @@ def test_a_step_reads_the_decoded_basis(side, codec):
         g = normal("h", SHAPE)
 
 
+@pytest.mark.slow
 def test_a_stack_is_matrix_by_matrix():
     """No group holds entries of two matrices."""
     grads = [normal(t, (3, *SHAPE)) for t in range(3)]
@@ -85,6 +89,7 @@ def test_a_stack_is_matrix_by_matrix():
         np.testing.assert_allclose(got.scale[i], expected.scale, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", [oxs.Keep(), oxs.Align(), oxs.Rotate()], ids=repr)
 @pytest.mark.parametrize("codec", [INT4, Affine(8, 16, published=True)], ids=repr)
 def test_a_matrix_that_is_not_fitted_keeps_its_codes_bit_for_bit(codec, transport):
@@ -105,6 +110,7 @@ def test_lazy_judges_the_basis_before_it_is_rounded():
         assert_equal(got.refresh, expected.refresh)
 
 
+@pytest.mark.slow
 @either_side
 @pytest.mark.parametrize("bits, of_an_entry", [(8, 1), (4, 0.5)])
 def test_bytes(side, bits, of_an_entry):

@@ -48,6 +48,7 @@ def trajectory(projector):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", PROJECTORS, ids=repr)
 def test_each_matrix_has_its_first_fits_and_then_waits_for_the_rule(projector):
     first = projector.first_fits

@@ -55,6 +55,7 @@ def after(tx, grads):
 # The projection alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", [SVD(), SubspaceIteration()], ids=["svd", "iteration"])
 @every_view
 def test_the_identity_at_full_rank_returns_the_gradient(shape, axes, projector):
@@ -65,6 +66,7 @@ def test_the_identity_at_full_rank_returns_the_gradient(shape, axes, projector):
         assert_close(got, expected, 100 * EXACT)
 
 
+@pytest.mark.slow
 @every_view
 def test_sgd_is_a_projected_gradient(shape, axes):
     spec = LowRank(2, 2, axes=axes, projector=SVD())
@@ -117,6 +119,7 @@ def flipped(transport, dtype, seed):
     return after(oxs.galore(0.1, spec, b2=0.99), gradients(steps=9, dtype=dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("transport", [oxs.Rotate(), oxs.Align(), oxs.Reset()], ids=repr)
 def test_moving_with_the_basis_makes_its_signs_irrelevant(transport, dtype):
@@ -139,6 +142,7 @@ def test_fira_does_not_depend_on_the_scale_of_the_gradients():
     assert_close(after(tx, [2e12 * g for g in gradients()]), expected, 100 * EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "axes", "per"),
     [*((*view, "column") for view in VIEWS.values()), (SHAPE, Axes(), "matrix")],
@@ -195,6 +199,7 @@ def test_apollo_mini_is_apollo_with_one_factor():
     assert_close(after(oxs.apollo_mini(0.1, LowRank(1, 2)), gradients()), expected, EXACT)
 
 
+@pytest.mark.slow
 @every_view
 def test_scaling_around_the_identity_is_the_gradient(shape, axes):
     """Whatever the projection: what comes out is as long as what went in."""
@@ -220,6 +225,7 @@ def test_narrow_parameters_take_wide_gradients():
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
 @every_view
 def test_products_in_bfloat16_are_near(shape, axes):
     grads = gradients(shape, dtype=jnp.float32)

@@ -40,6 +40,7 @@ def trajectory(tx, start, grads):
         yield current, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", [None, oxs.Dynamic()], ids=repr)
 def test_without_codes_it_is_galore_with_lazy_refits(moments):
     start, grads = normal_tree("w", SHAPES), [normal_tree(t, SHAPES) for t in range(5)]
@@ -56,6 +57,7 @@ def test_without_codes_it_is_galore_with_lazy_refits(moments):
     assert not isinstance(state.inner_state[0].inner.inner.mu["small"], DynamicCode)
 
 
+@pytest.mark.slow
 def test_what_is_in_codes_by_default():
     start = normal_tree("w", SHAPES)
     state = oxs.q_galore(0.01, spec()).init(start).inner_state[0]
@@ -68,12 +70,15 @@ def test_what_is_in_codes_by_default():
     assert isinstance(state.refresh["kernel"].rule, oxs.low_rank.LazyState)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", [oxs.SVD(), oxs.SubspaceIteration()], ids=repr)
 def test_gaps_double_while_the_gradient_stays(projector):
     """200, then 400 at step 1000, 800 at 1200 and 1600 at 1600, in units of 50 steps."""
     g = normal_tree("g", SMALL)
     tx = oxs.q_galore(0.01, oxs.LowRank(2, period=4, projector=projector))
-    gaps = [int(s.inner_state[0].refresh["kernel"].rule.gap) for _, s in trajectory(tx, g, [g] * 36)]
+    gaps = [
+        int(s.inner_state[0].refresh["kernel"].rule.gap) for _, s in trajectory(tx, g, [g] * 36)
+    ]
     assert {t: gap for t, gap in enumerate(gaps) if gap != gaps[t - 1]} == {
         20: 8,
         24: 16,
@@ -86,9 +91,12 @@ def test_a_threshold_above_one_never_changes_a_gap():
     g = normal_tree("g", SMALL)
     lazy = oxs.Lazy(threshold=1.1, memory=1)
     tx = oxs.q_galore(0.01, oxs.LowRank(2, period=2, refresh=lazy))
-    assert all(s.inner_state[0].refresh["kernel"].rule.gap == 2 for _, s in trajectory(tx, g, [g] * 12))
+    assert all(
+        s.inner_state[0].refresh["kernel"].rule.gap == 2 for _, s in trajectory(tx, g, [g] * 12)
+    )
 
 
+@pytest.mark.slow
 def test_projected_weights_alone_are_on_the_grid():
     """At all steps, and the others are those of the same run without a grid."""
     codec = oxs.Affine(group=16)
@@ -112,6 +120,7 @@ def test_projected_weights_alone_are_on_the_grid():
     assert jnp.max(jnp.abs(got["kernel"] - expected["kernel"])) > 0
 
 
+@pytest.mark.slow
 def test_a_leaf_that_cannot_take_the_default_is_on_no_grid():
     start = {"kernel": normal("k", (6, 4)), "gain": normal("g", (4,)), "scale": normal("s", ())}
     zero = jax.tree.map(jnp.zeros_like, start)
@@ -120,6 +129,7 @@ def test_a_leaf_that_cannot_take_the_default_is_on_no_grid():
     assert not jnp.array_equal(got["kernel"], start["kernel"])
 
 
+@pytest.mark.slow
 def test_weights_in_codes_follow_the_same_trajectory():
     """The grid inside the optimizer, and the container with its own `apply_updates`."""
     codec = oxs.Affine(group=16)

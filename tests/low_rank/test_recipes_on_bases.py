@@ -56,6 +56,7 @@ def projected(state):
     return next(s for s in jax.tree.leaves(state, is_leaf=is_state) if is_state(s))
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_stack_is_matrix_by_matrix(recipe):
     start, grads = normal("w", (3, 6, 4)), gradients((3, 6, 4))
@@ -66,6 +67,7 @@ def test_a_stack_is_matrix_by_matrix(recipe):
         np.testing.assert_allclose(stacked[i], alone, atol=20 * reordered(jnp.float32))
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("bad", [0.0, np.nan])
 def test_unusable_gradients_leave_no_trace(recipe, bad):

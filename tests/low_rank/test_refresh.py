@@ -85,6 +85,7 @@ def test_external_waits_for_its_mask():
     assert fits(tx, masks=[t in (2, 3) for t in range(9)]) == [0, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refresh", [Periodic(), Staggered(), Lazy(), External()], ids=repr)
 def test_a_mask_overrides_every_rule(refresh):
     tx = projection(2, refresh=refresh)
@@ -150,6 +151,7 @@ def test_lazy_compares_the_matrices_of_a_stack_that_were_fitted_before(similarit
 # Gradients that cannot be used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [0.0, jnp.nan, jnp.inf])
 def test_the_first_fit_waits_for_a_usable_gradient(bad):
     useless, usable = jnp.full(SHAPE, bad), normal("g", SHAPE)
@@ -173,6 +175,7 @@ def test_a_refit_without_a_usable_gradient_keeps_the_basis(bad):
     assert jnp.max(jnp.abs(defect)) <= ORTHONORMAL["float32"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", [oxs.Align(), oxs.Rotate(), oxs.Reset()], ids=repr)
 def test_matrices_of_a_stack_wait_and_keep_by_themselves(transport):
     """Each goes its own way as if it were alone, whatever its neighbours get."""

@@ -42,6 +42,7 @@ def test_one_trace_a_shape(traces):
     assert traces == [(8, 6), (6, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", [oxs.SubspaceIteration(), oxs.RandomizedRange(), oxs.SVD()])
 def test_each_leaf_is_fitted_to_its_own_gradient(projector):
     """And begins at numbers of its own: what else is in the tree does not matter."""

@@ -77,6 +77,7 @@ def assert_placed(tree, shardings):
         assert x.sharding.is_equivalent_to(s, x.ndim), f"{jax.tree_util.keystr(path)}: {x.sharding}"
 
 
+@pytest.mark.slow
 @KINDS
 @SPECS
 @pytest.mark.parametrize(
@@ -249,6 +250,7 @@ def test_a_stack_sharded_along_its_layers_communicates_nothing_but_flags():
         assert max(sizes) <= SHAPES["stack"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
 def test_the_iteration_for_a_nuclear_norm_communicates_nothing(kind):
     """The leaf travels once, before its loop; automatic meshes are told by `jax.set_mesh`."""

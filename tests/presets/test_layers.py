@@ -44,6 +44,7 @@ def features(layer, x, axes):
     return list(np.ndindex(x.shape[x.ndim - axes :]))
 
 
+@pytest.mark.slow
 @every_layer
 def test_a_group_of_inputs_at_zero_is_an_input_that_is_not_read(layer):
     regularizer = groups_of(layer, "inputs")
@@ -58,6 +59,7 @@ def test_a_group_of_inputs_at_zero_is_an_input_that_is_not_read(layer):
             assert bool(same) == (other == index)
 
 
+@pytest.mark.slow
 @every_layer
 def test_a_group_of_outputs_at_zero_is_an_output_that_is_its_bias(layer):
     regularizer = groups_of(layer, "outputs")

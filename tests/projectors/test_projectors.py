@@ -126,10 +126,12 @@ def hard_gradients(dtype):
 
 
 class TestOrthonormality:
+    @pytest.mark.slow
     @pytest.mark.parametrize("projector", ORTHONORMAL_ONES, ids=repr)
     def test_float32(self, projector):
         self.check(projector, jnp.float32)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("projector", ORTHONORMAL_ONES, ids=repr)
     def test_float64(self, projector, x64):
         self.check(projector, jnp.float64)
@@ -150,6 +152,7 @@ class TestOrthonormality:
                 assert p.dtype == dtype, name
                 assert defect(p) < ORTHONORMAL[jnp.dtype(dtype).name], name
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("projector", "shape"),
         [(p, (6, 9)) for p in ORTHONORMAL_ONES] + [(p, (9, 6)) for p in FITTED],
@@ -162,6 +165,7 @@ class TestOrthonormality:
         _, back = round_trip(projector, frame, fit(projector, frame, gradient), gradient)
         np.testing.assert_allclose(back, gradient, atol=1e-5)
 
+    @pytest.mark.slow
     def test_float32_leaves_stay_float32_where_float64_is_enabled(self, x64):
         frame = frame_of(SHAPE, RANK)
         gradient = normal(SHAPE)
@@ -225,6 +229,7 @@ class TestQuality:
 
 
 class TestBatches:
+    @pytest.mark.slow
     @pytest.mark.parametrize("projector", [*KINDS, DCT(), TwoSided()], ids=repr)
     def test_a_batch_is_a_loop(self, projector):
         gradient = normal((3, *SHAPE))
@@ -237,6 +242,7 @@ class TestBatches:
             np.testing.assert_allclose(low[k], low_k, atol=1e-4)
             np.testing.assert_allclose(back[k], back_k, atol=1e-4)
 
+    @pytest.mark.slow
     def test_two_batch_axes(self):
         gradient = normal((2, 3, *SHAPE))
         frame = frame_of(gradient.shape, RANK)
@@ -245,6 +251,7 @@ class TestBatches:
             assert p.shape == (2, 3, 24, RANK)
             assert defect(p) < ORTHONORMAL["float32"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("projector", [*KINDS, DCT()], ids=repr)
     def test_vmap_over_seeds(self, projector):
         gradient = normal((2, *SHAPE))
@@ -271,6 +278,7 @@ class TestBatches:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [("d", None), (None, "d"), ("d", "t")], ids=str)
 @pytest.mark.parametrize("projector", [*KINDS, DCT(), DCT(kind="dct2"), TwoSided()], ids=repr)
 def test_explicit_meshes(projector, spec):
@@ -336,6 +344,7 @@ class TestRandomProjection:
             basis = fit(projector, frame, jnp.ones(shape), basis)
         return np.asarray(matrix_of(projector, frame, basis))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("distribution", ["gaussian", "orthonormal"])
     def test_the_same_twice_and_different_in_all_that_counts(self, distribution):
         matrix = functools.partial(self.matrix, distribution=distribution)
@@ -358,6 +367,7 @@ class TestRandomProjection:
 
 
 class TestDCT:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["dct3", "dct2"])
     @pytest.mark.parametrize("n", [1, 2, 7, 36])
     def test_columns_and_coordinates(self, kind, n, x64):
@@ -377,6 +387,7 @@ class TestDCT:
         columns = cosines.columns(n, jnp.asarray(chosen), kind, jnp.float32)
         assert defect(columns) < ORTHONORMAL["float32"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("score", ["l1", "l2"])
     @pytest.mark.parametrize("kind", ["dct3", "dct2", "matrix"])
     @pytest.mark.parametrize("side", ["rows", "cols"])
@@ -477,6 +488,7 @@ class TestTucker:
         c = float(c[np.abs(c.imag) < 1e-9].real.max())
         assert ranks == tuple(max(1, round(c * n)) for n in sizes)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("axes", [Axes(), Axes((0, 1), (2, 3)), Axes((3, 0), (2, 1))])
     def test_full_rank_is_the_identity(self, axes):
         projector, gradient = Tucker(), normal(self.SHAPE)
@@ -485,6 +497,7 @@ class TestTucker:
         assert core.shape == frame.low_shape == self.SHAPE
         np.testing.assert_allclose(back, gradient, atol=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("gradient", ["plain", "one entry", "tiny", "huge"])
     def test_factors_are_orthonormal(self, gradient):
         x = {
@@ -499,6 +512,7 @@ class TestTucker:
             top = jnp.take_along_axis(factor, jnp.abs(factor).argmax(0, keepdims=True), 0)
             assert (top > 0).all()
 
+    @pytest.mark.slow
     def test_sweeps_improve_on_the_first_guess(self):
         gradient = normal(self.SHAPE)
         frame = self.frame(Tucker(), self.SHAPE, (2, 2, 3, 4))
@@ -509,6 +523,7 @@ class TestTucker:
             norms.append(jnp.linalg.norm(core.ravel()))
         assert norms[0] < norms[1] <= norms[2] * (1 + rounding("float32"))
 
+    @pytest.mark.slow
     def test_recovers_an_exact_decomposition(self):
         ranks = (2, 2, 3, 4)
         factors = [normal((n, r), n) for n, r in zip(self.SHAPE, ranks, strict=True)]
@@ -518,6 +533,7 @@ class TestTucker:
         scale = float(jnp.abs(gradient).max())
         np.testing.assert_allclose(back, gradient, atol=1e-5 * scale)
 
+    @pytest.mark.slow
     def test_a_batch_is_a_loop(self):
         projector, ranks = Tucker(), (2, 3, 4)
         gradient = normal(self.SHAPE)

@@ -36,6 +36,7 @@ def assert_same(got, expected):
         assert_close(g, e, 10 * rounding("float32"))
 
 
+@pytest.mark.slow
 @recipes
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_it_is_what_the_step_computed(recipe, steps):
@@ -56,6 +57,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_however_deeply_it_is_wrapped(wrap):
     assert_same(*read_and_kept(lambda keep_point: wrap(RAMDA(**MOVING, keep_point=keep_point))))
@@ -68,6 +70,7 @@ def test_under_injected_hyperparameters_and_jit():
     assert_same(jax.jit(lambda s: oxs.prox_point(s, TABLE))(state), expected)
 
 
+@pytest.mark.slow
 def test_of_an_ensemble():
     tx = RAMDA(**MOVING)
     members = [jax.tree.map(lambda p, i=i: (1 + i) * p, params()) for i in range(2)]

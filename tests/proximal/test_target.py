@@ -45,6 +45,7 @@ def train(optimizer, steps, params=None, state=None):
     return params, state, strengths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_strength_goes_to_where_the_share_is_zero(name):
     target = oxs.TargetSparsity(0.75, start=1e-3)
@@ -58,6 +59,7 @@ def test_the_strength_goes_to_where_the_share_is_zero(name):
         assert abs(float(sum(dead)) / 2 - 0.75) < 0.08
 
 
+@pytest.mark.slow
 def test_it_goes_on_through_restarts_and_checkpoints():
     target = oxs.TargetSparsity(0.5, start=1e-3)
     restarted = oxs.restart_at(OPTIMIZERS["ramda"](target), (50,))

@@ -167,6 +167,7 @@ def test_the_largest_entry_of_a_block_is_exact(codec):
         assert kept[last] == x[last]
 
 
+@pytest.mark.slow
 @every_affine
 @given(x=entries(), sign=st.sampled_from(["any", "positive", "negative", "constant"]))
 def test_an_error_is_at_most_half_a_step(codec, x, sign):
@@ -202,6 +203,7 @@ SHAPES = [(), (0,), (0, 3), (3, 0), (1,), (3,), (7, 5), (300,), (3, 130), (2, 4,
 every_codec = pytest.mark.parametrize("codec", CODECS, ids=repr)
 
 
+@pytest.mark.slow
 @every_codec
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape(codec, shape):
@@ -221,6 +223,7 @@ def test_every_shape(codec, shape):
     assert np.max(np.abs(kept - x), initial=0.0) <= bound * np.max(np.abs(x), initial=0.0)
 
 
+@pytest.mark.slow
 def test_scales_lie_beside_the_axes_that_no_block_crosses():
     assert oxs.Dynamic().encode(jnp.ones((6, 512))).absmax.shape == (6, 2)
     assert oxs.Dynamic().encode(jnp.ones((2, 4, 128))).absmax.shape == (2, 2)
@@ -228,6 +231,7 @@ def test_scales_lie_beside_the_axes_that_no_block_crosses():
     assert oxs.Affine(4, 8).encode(jnp.ones((3, 5)), batch=1).scale.shape == (3, 1)
 
 
+@pytest.mark.slow
 @every_codec
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 @pytest.mark.usefixtures("x64")
@@ -238,6 +242,7 @@ def test_other_dtypes(codec, dtype):
     assert jnp.max(jnp.abs(kept - x)) <= 0.1 and kept[2] == 0
 
 
+@pytest.mark.slow
 @every_codec
 @pytest.mark.parametrize("codec_of", ["eager", "jit"])
 def test_what_is_not_finite(codec, codec_of):
@@ -257,6 +262,7 @@ def test_what_is_not_finite(codec, codec_of):
     assert kept[3] == 0 if affine else np.isnan(kept[3])
 
 
+@pytest.mark.slow
 @every_codec
 def test_codecs_batch_under_vmap(codec):
     x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 40)), jnp.float32)

@@ -209,6 +209,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_follows(name):
     before, plain = trained(name, build(name))

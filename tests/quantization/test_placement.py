@@ -48,6 +48,7 @@ def assert_same_run(got, expected):
         assert a.dtype != np.uint8 or np.mean(a != b) <= FLIPPED_CODES
 
 
+@pytest.mark.slow
 @both_kinds
 @both_bits
 def test_aligned_blocks_are_those_of_one_device(codec, kind):
@@ -65,6 +66,7 @@ def test_aligned_blocks_are_those_of_one_device(codec, kind):
     assert_same_run((current, state), (expected, plain))
 
 
+@pytest.mark.slow
 @both_kinds
 @both_bits
 def test_no_block_is_communicated(codec, kind):
@@ -90,6 +92,7 @@ def place_state(tx, start, kind):
     )
 
 
+@pytest.mark.slow
 def test_rows_may_be_sharded_where_no_block_crosses():
     spec = {"embed": P(None, "data")}
     with jax.set_mesh(mesh(AxisType.Explicit, 8)):

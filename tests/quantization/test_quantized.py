@@ -45,6 +45,7 @@ def stored(state):
     return {jax.tree_util.keystr(path) for path, x in leaves if isinstance(x, DynamicCode)}
 
 
+@pytest.mark.slow
 @every_inner
 def test_without_large_leaves_it_is_the_inner_optimizer_bit_for_bit(name):
     grads = [gradients(i) for i in range(4)]
@@ -73,6 +74,7 @@ def test_few_bits_follow_32_bits(name, codec):
         assert apart <= (0.05 if codec.bits == 8 else 0.5), name
 
 
+@pytest.mark.slow
 def test_the_first_step_sees_moments_that_were_never_rounded():
     expected, _ = run(ADAM, params(), [gradients(0)])
     got, _ = run(oxs.quantized(ADAM, min_size=0), params(), [gradients(0)])
@@ -176,6 +178,7 @@ def test_extra_arguments_reach_the_inner_optimizer():
     assert_equal(got, jax.tree.map(lambda g: 3.0 * g, gradients(0)))
 
 
+@pytest.mark.slow
 def test_parameters_are_not_needed_where_the_inner_optimizer_needs_none():
     tx = oxs.quantized(optax.scale_by_adam(), min_size=32)
     state = tx.init(params())
@@ -184,6 +187,7 @@ def test_parameters_are_not_needed_where_the_inner_optimizer_needs_none():
     assert_equal(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_moments_of_narrow_parameters_are_computed_in_float32(dtype):
     """Optax keeps moments in the dtype of the parameters; codes decode to float32."""

@@ -38,6 +38,7 @@ def test_rounding_to_integers(whole):
     assert_two_point(samples, np.floor(x), np.ceil(x), x.astype(np.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounding_to_the_codes_of_a_group(bits):
     x = np.array([-1.0, 1.7, 0.0, 0.3, -0.123, 1.0], np.float32)

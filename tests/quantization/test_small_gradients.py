@@ -86,6 +86,7 @@ def movement_after_the_gradient_stopped(stored):
     return np.abs(points - points[0]).max((0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", STORED)
 def test_what_never_had_a_gradient_never_moves(stored):
     assert movement_after_the_gradient_stopped(stored)[0] == 0

@@ -11,6 +11,7 @@ LARGEST, LEAVES = 256 * 256, 6
 CODECS = {"8": oxs.Dynamic(), "4": oxs.Dynamic(4, block=128)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 @pytest.mark.parametrize("make, moments", [(optax.adam, 2), (optax.adamw, 2), (optax.lion, 2)])
 def test_temporaries_stay_below_the_largest_decoded_leaf(make, moments, codec):

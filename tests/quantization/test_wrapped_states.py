@@ -40,6 +40,7 @@ def logger(log, ordered=True):
     return optax.GradientTransformation(init, update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "debug"])
 @pytest.mark.parametrize("place", ["before", "after", "both"])
 def test_callbacks_run_once_each_and_in_order(ordered, place):
@@ -113,6 +114,7 @@ def test_codes_are_not_encoded_again(inner):
         oxs.quantized(inner).init(large)
 
 
+@pytest.mark.slow
 def test_moments_beside_codes_of_another_wrapper_are_encoded():
     """Bases in 4 bits and moments that q_galore keeps in float32."""
     inner = oxs.q_galore(1e-2, oxs.LowRank(8), moments=None, weights=None)
@@ -141,6 +143,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("back", [False, True], ids=["to", "from"])
 def test_another_codec_than_that_of_the_state_is_explained(change, back):
@@ -166,6 +169,7 @@ def test_the_state_of_another_transformation_is_explained():
 # Dtypes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("grads", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("min_size", [2, 64], ids=["all", "large"])
@@ -200,6 +204,7 @@ def test_complex_moments_name_the_wrapper_that_splits_them():
 CODECS = [oxs.Dynamic(), oxs.Dynamic(4), oxs.Dynamic(signed=False), oxs.Affine(), oxs.Affine(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_nothing_is_promoted_silently(codec, dtype):

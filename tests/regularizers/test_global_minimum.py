@@ -37,6 +37,7 @@ def _integral(z, slope):
 NAMES = {"ids": lambda x: "" if callable(x) else repr(x)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("regularizer", "penalty"), ENTRY.items(), **NAMES)
 @given(u=powers, sign=st.sampled_from([-1, 1]), metric=powers, strength=powers)
 @settings(max_examples=40, deadline=None)
@@ -73,6 +74,7 @@ def values(regularizer, candidates):
     return jax.vmap(regularizer.value)(candidates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regularizer", GROUP, ids=repr)
 @given(u=st.tuples(powers, powers), metric=st.tuples(powers, powers), strength=powers)
 @settings(max_examples=60, deadline=None)
@@ -91,6 +93,7 @@ def test_groups_of_two(regularizer, u, metric, strength):
     assert objective[0] <= np.min(objective) * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("regularizer", "u", "metric", "strength"),
     [

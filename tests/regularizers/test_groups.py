@@ -14,6 +14,7 @@ GROUPED = [r.GroupLasso, r.SparseGroupLasso, r.GroupL0, r.GroupMCP]
 grouped = pytest.mark.parametrize("kind", GROUPED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group_axis", "shape", "groups", "size"),
     [
@@ -46,6 +47,7 @@ def test_presets(group_axis, shape, groups, size):
     assert stacked.support(layers).shape == (3, *groups)
 
 
+@pytest.mark.slow
 @grouped
 def test_stacked_layers_are_solved_one_by_one(kind):
     layers = jax.random.normal(jax.random.key(0), (3, 7, 5))
@@ -64,6 +66,7 @@ def test_stacked_wants_axes_from_the_end_and_a_group():
         layer_axes.stacked(r.L1())
 
 
+@pytest.mark.slow
 @grouped
 def test_groups_die_as_wholes(kind):
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 16)) * jnp.linspace(0, 1, 8)[:, None]

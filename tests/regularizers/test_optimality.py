@@ -50,6 +50,7 @@ def test_total_variation_of_much_strength_is_the_mean():
     assert not np.any(np.diff(w, axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_total_variation_of_short_lines(length):
     u = jnp.array([5.0, 1.0, 2.0])[:length]

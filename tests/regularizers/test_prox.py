@@ -43,6 +43,7 @@ def optimality(regularizer, u, metric, w):
     return regularizer.dual_norm(residual), jnp.vdot(residual, w), regularizer.value(w)
 
 
+@pytest.mark.slow
 @norms
 @given(seeds, strengths, st.sampled_from([0.0, 2.0, 8.0]))
 @quick
@@ -127,6 +128,7 @@ def test_dual_norm_is_the_smallest_strength_that_keeps_zero(regularizer):
     assert np.any(prox(regularizer, u, metric, limit * (1 - 1e-6)) != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @penalties
 def test_extremes_are_exact_zeros_and_never_nan(regularizer, dtype):
@@ -148,6 +150,7 @@ def test_extremes_are_exact_zeros_and_never_nan(regularizer, dtype):
         assert np.isfinite(regularizer.value(w))
 
 
+@pytest.mark.slow
 @every
 def test_float32_agrees_with_float64(regularizer):
     u, metric = problem(5, rows=30, columns=60)
@@ -157,6 +160,7 @@ def test_float32_agrees_with_float64(regularizer):
     assert_close(single, exact, rounding(np.float32))
 
 
+@pytest.mark.slow
 @every
 def test_gradients_are_finite_at_dead_groups_and_zero_entries(regularizer):
     u, metric = problem(0)
@@ -169,6 +173,7 @@ def test_gradients_are_finite_at_dead_groups_and_zero_entries(regularizer):
     assert np.all(np.isfinite(jax.grad(regularizer.value)(u)))
 
 
+@pytest.mark.slow
 @convex
 def test_gradient_matches_finite_differences(regularizer):
     u, metric = problem(2)
@@ -182,6 +187,7 @@ def test_gradient_matches_finite_differences(regularizer):
     np.testing.assert_allclose(jax.grad(loss)(0.3), numeric, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 @every
 def test_vmap_over_layers_and_strengths(regularizer):
     layers = [problem(seed) for seed in range(3)]
@@ -192,6 +198,7 @@ def test_vmap_over_layers_and_strengths(regularizer):
     assert_close(batched, np.stack(each), 1e-9)
 
 
+@pytest.mark.slow
 @every
 def test_empty_leaves_pass_through(regularizer):
     u = jnp.zeros((0, 4))
@@ -200,6 +207,7 @@ def test_empty_leaves_pass_through(regularizer):
     assert regularizer.prox(u.T, u.T + 1, 0.1).shape == u.T.shape
 
 
+@pytest.mark.slow
 @every
 def test_nan_is_not_hidden(regularizer):
     u, metric = problem(0)
@@ -215,6 +223,7 @@ def test_a_config_is_frozen_hashable_and_not_callable(regularizer):
         regularizer.weight = 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -29,6 +29,7 @@ def objective(regularizer, case, w):
     return quadratic(case["b"], case["P"], w) + case["tau"] * float(regularizer.value(w))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regularizer, case", CASES)
 def test_above_the_true_suboptimality(regularizer, case):
     b, metric, tau = case["b"], case["P"], case["tau"]
@@ -51,6 +52,7 @@ def test_above_the_true_suboptimality(regularizer, case):
         assert np.sum(metric * np.square(w - case["W"])) <= 2 * bound + noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NUCLEAR)
 def test_free_subgradient_is_exact(case):
     """What is left of s after the gradient is tau times a subgradient of the nuclear norm."""

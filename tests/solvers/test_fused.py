@@ -28,6 +28,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(fused, "_BLOCK", 2**11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lasso, shape",
     [

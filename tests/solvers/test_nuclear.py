@@ -34,6 +34,7 @@ def size(metric, w):
     return np.sqrt(np.sum(metric * np.square(w)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", snapshots("nuclear-norm", "warm"))
 def test_exact_solution(case):
@@ -42,6 +43,7 @@ def test_exact_solution(case):
     assert np.sum(NUCLEAR.support(w)) == case["rank"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", snapshots("subproblem-nuclear"))
 def test_exact_solution_in_float32(case):
     w = solve(Exact(), NUCLEAR, *(np.asarray(a, np.float32) for a in arguments(case)))
@@ -51,6 +53,7 @@ def test_exact_solution_in_float32(case):
     assert np.sum(NUCLEAR.support(w)) == case["rank"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", snapshots("subproblem-nuclear"))
 def test_alternating_least_squares(case):
@@ -85,6 +88,7 @@ def test_certificate_tells_a_rank_bound_that_is_too_low():
     assert left[0] > 100 * left[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [Exact(), WeightedALS(max_rank=2)])
 def test_zero_iff_spectral_norm_is_at_most_the_strength(solver):
     b, metric = problem(0, (5, 4))
@@ -107,6 +111,7 @@ def test_no_strength_no_shrinkage(solver):
     np.testing.assert_array_equal(w, jnp.asarray(b) / metric)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("solver", [Exact(), WeightedALS(max_rank=2)])
 def test_zeros_stay_zero(dtype, solver):
@@ -136,6 +141,7 @@ def test_low_precision_is_computed_in_float32():
     assert np.sum(NUCLEAR.support(w.astype(jnp.bfloat16))) == np.sum(NUCLEAR.support(w))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [Exact(), WeightedALS(max_rank=3)])
 def test_stacked_matrices_are_independent(solver):
     """Batch axes, vmap and a loop over matrices agree, whatever the axes' order."""

@@ -41,6 +41,7 @@ def test_as_published(regularizer, case, max_iters, rtol):
     np.testing.assert_array_equal(solved, point)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", snapshots("subproblem-glasso_training"))
 def test_acceleration_reaches_the_exact_solution(case):
     solver = ProximalGradient(max_iters=2000, rtol=1e-11, accelerate=True)
@@ -90,6 +91,7 @@ def test_a_metric_of_one_number_is_solved_in_closed_form(solver, regularizer):
     np.testing.assert_allclose(found, expected, atol=rounding("float64"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regularizer", [COLUMNS, NuclearNorm()])
 @pytest.mark.parametrize("solver", [ProximalGradient(), ProximalGradient(40, 1e-4, True)])
 def test_zeros_and_nan(regularizer, solver):
@@ -115,6 +117,7 @@ def test_batch_runs_to_the_slowest():
         assert_close(found, case["W_pg100"], GOLDEN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_precision_is_kept(dtype):
     ones = jnp.ones((4, 3), dtype)

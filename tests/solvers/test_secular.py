@@ -131,6 +131,7 @@ def test_one_threshold_a_group():
     np.testing.assert_allclose(w, [[2.4, 3.2], [0.0, 0.0]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_vmap_and_gradient():
     b, metric = (jnp.float32(x) for x in next(random_problems(1e2, "float32", seed=3)))
     batch = jnp.stack([b, 2 * b])

@@ -92,6 +92,7 @@ def test_a_single_array_owns_what_is_not_shared(name):
     assert of_one == [owner for owner in of_two if owner != 1]
 
 
+@pytest.mark.slow
 def test_codes_belong_to_the_leaf_they_stand_for():
     tx = oxs.quantized(optax.adam(1e-3), oxs.Dynamic(block=2), min_size=2)
     params = [KERNEL, BIAS]

@@ -24,6 +24,7 @@ def transformations():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", transformations())
 def test_only_what_belongs_to_the_chosen_leaves_starts_again(name):
     tx = transformations()[name]
@@ -57,6 +58,7 @@ def test_leaves_that_start_again_may_have_another_shape():
     assert_equal(new[0].count, state[0].count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [{"rank": 3}, {"projector": oxs.DCT()}, {"codec": oxs.Affine(bits=4)}],

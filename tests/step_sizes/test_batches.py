@@ -80,6 +80,7 @@ def noisy(batch=12, dtype=jnp.float64):
     return g | {"b": 1 + jax.random.normal(keys[1], (batch,), dtype)}
 
 
+@pytest.mark.slow
 def test_identities_of_the_tests(x64):
     g = noisy()
     stats = gradient_noise_stats(g, "augmented")
@@ -103,6 +104,7 @@ def test_equal_examples_keep_the_batch():
     assert suggest_batch(opposite, eta=0.1) == 2**30
 
 
+@pytest.mark.slow
 def test_examples_on_devices_and_in_groups(x64):
     g = noisy()
     stats = gradient_noise_stats(g, "augmented")
@@ -117,6 +119,7 @@ def test_examples_on_devices_and_in_groups(x64):
     CLOSE(pooled_variance(within[:1], jax.tree.map(lambda x: x.mean(1)[:1], split), 4), within[0])
 
 
+@pytest.mark.slow
 def test_microbatches_are_unbiased():
     """Over random draws; V is 6 and the squared gradient 0 for standard normal gradients."""
     draws = jax.random.normal(jax.random.key(2), (4000, 5, 8, 6))
@@ -136,6 +139,7 @@ def test_controller_grows_by_powers_of_two():
     assert control.every(24) == 4
 
 
+@pytest.mark.slow
 def test_controller_and_accumulate_make_the_large_batch():
     """The state goes on when `every` changes, and each step is one with the whole batch."""
     control = BatchSizeController(microbatch=2, maximum=8)

@@ -95,6 +95,7 @@ def test_quadratic_from_polyak_start():
     assert_close(state.learning_rate, 1.25, ROUNDING["float32"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_monotone_without_memory_is_backtracking():
     X = jax.random.normal(jax.random.key(0), (12, 3))
@@ -202,6 +203,7 @@ def test_adam_direction_decreases_along_its_slope():
     assert square(w + updates) <= value - 0.1 * rate * jnp.sum(grad)
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_decisions_of_one():
     X = jax.random.normal(jax.random.key(2), (16, 3))
     y = X @ jnp.array([1.0, -2.0, 0.5])

@@ -64,6 +64,7 @@ def sensing(outlier=0.0, d=8, r=2, m=300):
     return A, y + outlier * hit * jax.random.normal(keys[3], (m,)), truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 8])
 def test_outliers_and_a_rank_that_is_too_large_do_no_harm(k):
     errors = []
@@ -76,6 +77,7 @@ def test_outliers_and_a_rank_that_is_too_large_do_no_harm(k):
     np.testing.assert_allclose(errors[1], errors[2], rtol=0.3)
 
 
+@pytest.mark.slow
 def test_gram_matrix_does_not_depend_on_the_basis(x64):
     A, y, _ = sensing(10.0)
     A, y = A.astype(float), y.astype(float)

@@ -41,6 +41,7 @@ def leave_at(step):
     return {"watch": watch, "stopped": lambda: seen[0] >= step}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task, fresh, stops",
     [
@@ -67,6 +68,7 @@ def test_a_run_that_was_left_continues_bit_for_bit(task, fresh, stops, tmp_path,
         assert_same_run(loop.train(again, here, resume=True), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task",
     [
@@ -104,6 +106,7 @@ def test_rows_say_perplexity_and_bits(tmp_path):
     assert last["loss"] == pytest.approx(result.history.losses[-2:].mean())
 
 
+@pytest.mark.slow
 def test_what_is_after_the_checkpoint_is_dropped(tmp_path):
     whole = loop.train(images(), tmp_path, stop_after=2)
     metrics = tmp_path / METRICS
@@ -115,6 +118,7 @@ def test_what_is_after_the_checkpoint_is_dropped(tmp_path):
     assert [row["epoch"] for row in again.history.rows] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_read_again_and_extended(tmp_path):
     first = loop.train(images(), tmp_path)
     again = loop.train(run.stored(Images, tmp_path, {}), tmp_path, resume=True)
@@ -154,6 +158,7 @@ def interrupted(bad):
     return Interrupted(task.config, task.images, bad)
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_finite_are_counted_and_said(tmp_path):
     said = []
     result = loop.train(interrupted(2), tmp_path, warn=said.append)
@@ -164,11 +169,13 @@ def test_gradients_that_are_not_finite_are_counted_and_said(tmp_path):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(result.state.params))
 
 
+@pytest.mark.slow
 def test_a_run_stops_after_ten_such_steps_in_a_row(tmp_path):
     with pytest.raises(FloatingPointError, match="steps in a row at step .*training diverged"):
         loop.train(interrupted(1000), tmp_path, warn=lambda sentence: None)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_or_cannot_begin_says_so(tmp_path):
     with pytest.raises(ValueError, match="stop_after must be at least 1 step, got 0"):
         loop.train(lm(), tmp_path / "run", stop_after=0)

@@ -35,6 +35,7 @@ def counts(state):
     return [int(x) for x in nonfinite(state)]
 
 
+@pytest.mark.slow
 @every_inner
 def test_finite_steps_are_those_of_the_inner_transformation(name):
     """Bit for bit, operation by operation; the compiler may fuse them in another way."""
@@ -47,6 +48,7 @@ def test_finite_steps_are_those_of_the_inner_transformation(name):
         assert counts(state) == [0, 0]
 
 
+@pytest.mark.slow
 @every_inner
 def test_a_skipped_step_has_not_been(name):
     tx = oxs.skip_nonfinite(INNER[name])
@@ -85,6 +87,7 @@ def test_holes_and_empty_trees():
         assert counts(state) == [0, 0]
 
 
+@pytest.mark.slow
 def test_nothing_is_wrapped_twice():
     recipe = oxs.prox_sgd(0.1)
     assert oxs.skip_nonfinite(recipe).inner is recipe.inner
@@ -149,6 +152,7 @@ def test_reinit_reads_through():
     assert not jnp.any(inner.mu["w"]) and jnp.any(inner.mu["v"])
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_are_judged_alone():
     tx = oxs.ramda(0.1, oxs.L1(), 0.1)
     start = jax.tree.map(lambda x: jnp.stack([x, x]), ONES)
@@ -198,6 +202,7 @@ def temporaries(tx, leaves=4, shape=(512, 512)):
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tx",
     [

@@ -32,6 +32,7 @@ def shapes_and_axes(draw):
     return shape, Axes(pick(signed[:r]), pick(signed[r : r + c]))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(shapes_and_axes())
 def test_from_matrix_inverts_to_matrix(case):

@@ -391,6 +391,7 @@ def test_below_a_masked_subtree_every_pattern_may_be_alive():
     assert "no leaf goes by the pattern 'head/kernel'" in table.table(tree)
 
 
+@pytest.mark.slow
 def test_a_mask_of_subtrees_around_a_recipe():
     tree = {"enc": {"kernel": jnp.ones((4, 3))}, "head": {"kernel": jnp.ones((5, 2))}}
     spec, kernels = oxs.LowRank(2), {"enc": True, "head": False}

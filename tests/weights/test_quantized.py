@@ -42,6 +42,7 @@ def levels(codec):
 # The container
 
 
+@pytest.mark.slow
 @either_codec
 def test_the_container_holds_matrices_to_half_a_level(codec):
     params = normal_tree("w", SHAPES)
@@ -194,6 +195,7 @@ def mesh(kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("spec", [P(), P("x"), P("x", "y")], ids=str)
 def test_every_mesh_draws_the_same(kind, spec):

@@ -23,6 +23,7 @@ def gradient(f):
     return jax.grad(lambda x: jnp.sum(jnp.sin(f(x))))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4), (2, 3, 5, 4), (0, 5, 4)], ids=str)
 def test_by_matrix_is_the_function_on_the_batch(shape):

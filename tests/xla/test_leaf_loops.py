@@ -93,6 +93,7 @@ def test_shards_of_groups_inside_shard_map(name):
     assert_trees_close(jax.jit(step)(grads, state, params), expected)
 
 
+@pytest.mark.slow
 def test_an_ensemble_and_its_members():
     params, grads = normal_tree("params", SHAPES), normal_tree(0, SHAPES)
     members = jax.tree.map(lambda x: jnp.stack([x, jnp.zeros_like(x)]), (params, grads))
@@ -102,6 +103,7 @@ def test_an_ensemble_and_its_members():
     assert not any(jnp.any(leaf[1]) for leaf in got.values())
 
 
+@pytest.mark.slow
 def test_leaves_of_other_regularizers_stay_apart():
     rules = oxs.rules(("^a", oxs.GroupLasso(-1)), ("^c", oxs.L1()), ("bias", None), default=GROUPS)
     params, grads = normal_tree("params", SHAPES), normal_tree(0, SHAPES)
@@ -182,6 +184,7 @@ def test_large_leaves_are_solved_where_they_are():
     assert seen == [large] * 3
 
 
+@pytest.mark.slow
 def test_a_loop_holds_copies_of_so_many_entries_and_no_more():
     """The sum of gradients, the metric, its copy, the anchor, and the points."""
     leaves = 4 * leaf_loops._LOOP_SIZE // 256**2

@@ -30,6 +30,7 @@ def test_nothing_is_waited_for_where_there_is_nothing():
     assert zero_after(jnp.zeros((0, 4)), zero) is zero
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [

@@ -100,6 +100,7 @@ def exact_hypergradient(x, upper_data, lower_data, mu_x=0.1):
 SHARES_ONE = {"alpha": 1.0, "alpha_bar": 1.0, "beta": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_all_blocks_and_shares_of_one_are_alternating_descent(version, x64):
     """From exact lower solutions: z is the true hypergradient, and y moves by exact gradients."""
@@ -130,6 +131,7 @@ def test_all_blocks_and_shares_of_one_are_alternating_descent(version, x64):
     np.testing.assert_allclose(z, direct + jnp.einsum("mde,me->d", b, v) / 4, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_without_noise_it_tracks_the_true_hypergradient(version, x64):
     """Two of four blocks a step, whole data each, to the optimum of x."""
@@ -155,6 +157,7 @@ def test_without_noise_it_tracks_the_true_hypergradient(version, x64):
     np.testing.assert_allclose(state.y, solution, atol=0.05)
 
 
+@pytest.mark.slow
 def test_beta_one_is_the_gradient_of_the_sampled_blocks(x64):
     """And v1 with the exact Hessian gives what v2 gives at its fixed point."""
     x, y, upper_data, lower_data = small()
@@ -179,6 +182,7 @@ def test_beta_one_is_the_gradient_of_the_sampled_blocks(x64):
     assert not np.allclose(z["v1", 1.0], z["v1", 0.3])
 
 
+@pytest.mark.slow
 def test_lazy_blocks_catch_up(x64):
     """A block seen after three steps takes three steps of y and of v along its new estimates."""
     x, y, upper_data, lower_data = small()
@@ -206,6 +210,7 @@ def test_lazy_blocks_catch_up(x64):
     np.testing.assert_allclose(v[True], 3 * v[False], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_eigenvalues_are_raised_and_v_stays_in_its_ball():
     x, y, upper_data, lower_data = (
         jax.tree.map(lambda a: a.astype(jnp.float32), part) for part in small()

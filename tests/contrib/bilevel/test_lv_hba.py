@@ -253,6 +253,7 @@ def test_without_an_upper_level_feasible_optima_stay(x64):
     np.testing.assert_allclose(ys, 0.6, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_no_constraint_any_optimizer_trees_and_float32():
     solver = lv_hba(
         lambda x, y: jnp.sum((y["w"] - 3.0) ** 2),

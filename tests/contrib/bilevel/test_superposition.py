@@ -100,6 +100,7 @@ def vectors(seed):
     ]
 
 
+@pytest.mark.slow
 def test_one_product_is_the_sum_of_all_slices():
     weights = vectors(1)
     joint = np.einsum("i,o,k->iok", *weights)
@@ -141,6 +142,7 @@ def test_sharded_weights_stay_where_they_are():
     assert mixed.sharding.is_equivalent_to(rows, 4)
 
 
+@pytest.mark.slow
 def test_samplers():
     logits, key = jnp.array([0.5, -1.0, 0.0]), jax.random.key(0)
     keys = jax.random.split(key, 4000)

@@ -35,6 +35,7 @@ def test_golden(name):
     np.testing.assert_allclose(weights, arrays["A"], atol=GOLDEN)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "n, s, kind", [(6, 2, "repetition"), (6, 2, "cyclic"), (7, 3, None), (4, 0, None), (3, 2, None)]
@@ -66,6 +67,7 @@ def test_too_few_are_an_error_or_nan():
         assert jnp.all(jnp.isnan(jax.jit(code.decoding)(few)))
 
 
+@pytest.mark.slow
 def test_codes_that_float32_cannot_decode_are_refused():
     with pytest.raises(ValueError, match="64 workers and 8 .*float32.*; take kind='repetition'"):
         gradient_code(64, 8, "cyclic")

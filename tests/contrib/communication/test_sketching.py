@@ -68,6 +68,7 @@ def test_golden_federated_run(name):
         np.testing.assert_allclose(ours, arrays[key], atol=GOLDEN, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_linear_adjoint_and_unbiased(kind):
     """The mean over many keys, in standard errors of its own spread, and the second moment."""
@@ -98,6 +99,7 @@ def test_all_rows_of_a_hadamard_matrix_are_the_identity():
     np.testing.assert_allclose(desketch(sketch(x)), x, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sketches_are_averaged_and_equal_on_all_devices():
     """What arrives under shard_map is the channel of the mean, bit for bit on each replica."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

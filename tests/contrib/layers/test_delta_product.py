@@ -65,6 +65,7 @@ def draw(steps=2, tokens=7, seed=0, dtype="float32"):
     return q, k, v, beta, -jax.random.uniform(keys[4], (3, tokens), dtype)
 
 
+@pytest.mark.slow
 def test_a_sequence_in_parts_is_the_whole():
     arguments = draw()
     whole, last = delta_product(*arguments, chunk_size=3)
@@ -74,6 +75,7 @@ def test_a_sequence_in_parts_is_the_whole():
     np.testing.assert_allclose(state, last, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_rate_leaves_the_decay():
     q, k, v, beta, g = draw()
     start = jax.random.normal(jax.random.key(1), (3, 4, 2))
@@ -84,6 +86,7 @@ def test_no_rate_leaves_the_decay():
         np.testing.assert_allclose(state, decayed, rtol=rounding("float32"))
 
 
+@pytest.mark.slow
 def test_rate_one_overwrites():
     _, k, v, beta, _ = draw(steps=1)
     _, state = delta_product(k[:, :, 0], k, v, jnp.ones_like(beta))
@@ -107,6 +110,7 @@ def test_two_reflections_are_a_rotation(chunk_size):
     np.testing.assert_allclose(turned(4), jnp.eye(2), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_transitions_do_not_expand():
     q, k, v, beta, _ = draw(steps=3)
     eye = jnp.broadcast_to(jnp.eye(4), (3, 4, 4))
@@ -114,6 +118,7 @@ def test_transitions_do_not_expand():
     assert jnp.linalg.norm(through, ord=2, axis=(-2, -1)).max() <= 1 + 1e-6
 
 
+@pytest.mark.slow
 def test_strong_decay_neither_overflows_nor_makes_nan():
     q, k, v, beta, g = draw(tokens=6)
 
@@ -126,6 +131,7 @@ def test_strong_decay_neither_overflows_nor_makes_nan():
     assert jnp.isfinite(value) and jnp.all(jnp.isfinite(slope))
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_float32():
     arguments = draw(dtype="bfloat16")
     outputs, state = delta_product(*arguments, chunk_size=4)

@@ -69,6 +69,7 @@ def test_golden(name):
     assert after is state
 
 
+@pytest.mark.slow
 def test_identity_where_the_bias_is_the_mean(x64):
     x = matrices(spread=0.3).astype(jnp.float64)
     distance = jnp.mean(bures_wasserstein_distance(x, jnp.eye(3)))
@@ -106,6 +107,7 @@ def test_products_have_the_right_derivatives_at_equal_eigenvalues(kind, x64):
     np.testing.assert_allclose(e @ solved + solved @ e, w, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_float32_gradients_at_the_start_are_finite():
     """M = G = I, where derivatives of eigh are NaN; batches of one, the identity or not."""
     params, state = init_spd_batch_norm(3)

@@ -135,6 +135,7 @@ def assert_same(f, g, args):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["mean_loss", "mean_product"])
 def test_closed_form_of_gradient_products(reference, x64):
     how = {"alpha": 0.7, "beta": 0.3, "method": "hgp", "reference": reference}
@@ -176,6 +177,7 @@ def test_all_sign_patterns_average_to_the_exact_diagonal(x64):
     np.testing.assert_allclose(got, exact, rtol=GOLDEN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hgp", "hutchinson", "diagonal", "frobenius"])
 def test_environments_that_are_alike_cost_nothing(method):
     head, data = linear()
@@ -223,6 +225,7 @@ def test_product_is_the_published_norm_trick_and_finite_where_that_is_nan():
     assert all(jnp.all(jnp.isfinite(x)) for x in at_zero)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hgp", "diagonal", "frobenius"])
 def test_float32_jit_and_vmap(method, x64):
     """A steep head, p within rounding of 0 and 1, in float32 against float64."""

@@ -149,6 +149,7 @@ def test_degenerate_batches_are_finite(metric, logits, labels):
     assert jnp.all(jnp.isfinite(gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_weights_leave_out_and_repeat(metric):
     logits, labels = batch()
@@ -172,6 +173,7 @@ def test_classes_are_averaged_and_vmapped():
     np.testing.assert_allclose(macro, alone.mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_eight_devices_see_one_batch(metric):
     """Counts are summed before the ratio; a mean of the ratios is another number."""

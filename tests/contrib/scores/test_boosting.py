@@ -45,6 +45,7 @@ def targets(kind, n=30):
     return jnp.asarray(x), jnp.asarray(y[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EVERY)
 def test_pieces_are_derivatives_of_the_loss(kind, x64):
     loss, (_, y) = boosting_loss(kind), targets(kind)
@@ -79,6 +80,7 @@ def test_saturated_scores_are_finite(kind):
 FIT = {"rounds": 3, "units": 2, "steps": 200, "subsample": 1.0, "optimizer": optax.adam(0.05)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EVERY)
 def test_the_sum_is_one_network(kind, x64):
     x, y = targets(kind)
@@ -119,6 +121,7 @@ def test_exact_fits_never_raise_the_squared_error(x64):
     assert errors[-1] < 0.95 * errors[0]
 
 
+@pytest.mark.slow
 def test_one_round_on_all_rows_is_an_ordinary_fit(x64):
     """The constant aside: another optimizer on the same objective ends where the round ends."""
     x, y = targets("squared")
@@ -149,6 +152,7 @@ def test_any_optimizer_and_float32():
     assert network.loss[-1] < network.loss[0]
 
 
+@pytest.mark.slow
 def test_keys_are_all_the_randomness():
     x, y = targets("squared")
     fit = jax.jit(

@@ -95,6 +95,7 @@ def test_order_and_scale_do_not_matter():
     )
 
 
+@pytest.mark.slow
 def test_examples_that_are_alike():
     """n for each nonzero gradient; units that are dead give zeros."""
     one = jax.tree.map(lambda x: jnp.repeat(x[:1], 7, 0), BATCH)

@@ -69,6 +69,7 @@ def test_limiting_cases(x64):
     assert jnp.linalg.norm(a @ odd.x - b) <= 1e-3 * jnp.linalg.norm(b) or odd.steps == 20
 
 
+@pytest.mark.slow
 def test_derivatives_trees_and_zero(x64):
     a, b = system()
 

@@ -64,6 +64,7 @@ def test_published_progress(x64):
         np.testing.assert_allclose(found.objective, value, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_network_is_better():
     """All patterns of a line: descent from many starts stays above, and scaling is free."""
     t = np.linspace(-1, 1, 7)

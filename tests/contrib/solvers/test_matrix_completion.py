@@ -23,6 +23,7 @@ def error(found, matrix):
     return np.abs(found.left @ found.right.T - matrix).max()
 
 
+@pytest.mark.slow
 def test_half_of_the_entries_are_enough(x64):
     matrix, *entries = observed()
     complete = functools.partial(alternating_least_squares, *entries, (60, 50), 3, key=KEY, ridge=0)
@@ -52,6 +53,7 @@ def test_all_entries_are_a_truncated_svd_after_one_sweep(x64):
     np.testing.assert_allclose(found.right.T @ found.right, np.eye(3), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_order_of_entries_and_rows_is_nothing(x64):
     matrix, rows, columns, values = observed(shape=(20, 15), rank=2, share=0.7)
     order = np.random.default_rng(1).permutation(len(rows))
@@ -62,6 +64,7 @@ def test_order_of_entries_and_rows_is_nothing(x64):
     np.testing.assert_allclose(a.left @ a.right.T, (b.left @ b.right.T)[:, turned], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_float32_and_rows_without_entries_are_finite():
     matrix, rows, columns, values = observed(shape=(20, 15), rank=2)
     keep = rows != 4

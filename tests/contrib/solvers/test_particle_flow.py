@@ -47,6 +47,7 @@ def test_splitting_a_particle_changes_nothing():
         np.testing.assert_allclose(run(p, optimizer)[1], run(twice, optimizer)[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_width_does_not_matter_and_without_its_factor_it_does():
     narrow, wide = draw(256, 1), draw(1024, 2)
     flow = particle_gradient_flow(0.3)

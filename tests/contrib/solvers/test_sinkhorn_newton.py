@@ -58,6 +58,7 @@ def test_invariances(x64):
     np.testing.assert_allclose(solve(cost, r, c, 1e-6).plan, jnp.outer(r, c), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_solution(x64):
     """The regularised cost has the plan as its slope; anything else, differences."""
     cost, r, c = problem(3, 4)
@@ -85,6 +86,7 @@ def test_derivatives_are_those_of_the_solution(x64):
         np.testing.assert_allclose(slope, difference / (2 * h), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_float32_and_vmap_are_finite():
     cost, r, c = (a.astype(jnp.float32) for a in problem())
     both = jax.vmap(lambda cost: sinkhorn_newton(cost, r, c, 200.0, max_steps=20))

@@ -20,6 +20,7 @@ def task(recipe="lora", **given):
     return run.new(Finetune, {"recipe": recipe, **SMALL, **given})
 
 
+@pytest.mark.slow
 def test_it_learns_goes_on_bit_for_bit_and_writes_its_adapter(tmp_path):
     one = task()
     before = jax.tree.map(np.array, one.frozen)

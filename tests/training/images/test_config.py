@@ -102,6 +102,7 @@ def test_folders_that_are_no_runs(tmp_path):
         folder.load_config(tmp_path, Config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regularizer", recipes.REGULARIZERS)
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_takes_a_step_with_every_regularizer(name, regularizer):

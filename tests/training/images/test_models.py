@@ -9,6 +9,7 @@ from tolerances import reordered
 from optax_structured.training.images import models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 1])
 def test_conv_equals_the_convolution_of_xla(padding):
     x = jax.random.normal(jax.random.key(0), (2, 7, 9, 3))

@@ -23,6 +23,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     np.testing.assert_array_equal(one.batches(4 * epoch + 3, 2)[:2], order(one, 4)[3:5])
 
 
+@pytest.mark.slow
 def test_steps_neither_transfer_nor_recompile():
     one = images()
     state, batches = one.init(), jax.device_put(one.batches(0, 5))
@@ -43,6 +44,7 @@ def test_the_error_ignores_the_padding():
     assert one.error(params) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_summary_is_that_of_the_mean_loss():
     one = images()
     state, used = one.init(), 1442 // 128 * 128

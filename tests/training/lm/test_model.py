@@ -12,6 +12,7 @@ from optax_structured.training.lm import model
 from optax_structured.trees import named_leaves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 def test_a_byte_is_predicted_from_those_before_it_alone(stacked):
     network = model.Functional(16, 2, 2, stacked)
@@ -36,6 +37,7 @@ def test_exactly_the_matrices_of_attention_and_mlp_are_for_low_rank(stacked):
     assert len(named_leaves(params)) - len(chosen) == 3 + 2 * (1 if stacked else 3)
 
 
+@pytest.mark.slow
 def test_stacked_layers_are_the_same_function():
     plain, stacked = model.Functional(16, 2, 2), model.Functional(16, 2, 2, stacked=True)
     params = jax.jit(plain.init)(jax.random.key(0))
@@ -49,6 +51,7 @@ def test_stacked_layers_are_the_same_function():
     np.testing.assert_allclose(found, expected, rtol=reordered(found.dtype))
 
 
+@pytest.mark.slow
 def test_rotary_products_depend_on_the_distance_alone():
     x = jax.random.normal(jax.random.key(0), (1, 1, 1, 8))
     y = jax.random.normal(jax.random.key(1), (1, 1, 1, 8))
@@ -60,6 +63,7 @@ def test_rotary_products_depend_on_the_distance_alone():
     np.testing.assert_array_equal(rotated[0][0], x.ravel())
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_a_uniform_guess():
     network = model.Functional(32, 1, 2)
     tokens = jax.random.randint(jax.random.key(1), (4, 32), 0, 256)

@@ -1,5 +1,6 @@
 """The diagnostics of a run: asked at every evaluation, one row a low-rank leaf."""
 
+import pytest
 from training_small import lm
 
 from optax_structured.training import loop
@@ -8,6 +9,7 @@ from optax_structured.training.lm import plots
 LEAVES = 7  # attention and MLP of one layer
 
 
+@pytest.mark.slow
 def test_every_evaluation_has_a_row_a_leaf(tmp_path):
     run = loop.train(lm("fira"), tmp_path)
     assert [row["step"] for row in run.history.leaves] == [5] * LEAVES + [10] * LEAVES + [
@@ -22,12 +24,14 @@ def test_every_evaluation_has_a_row_a_leaf(tmp_path):
     assert (tmp_path / plots.PICTURE).exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_without_a_limiter_has_no_such_column(tmp_path):
     run = loop.train(lm("galore"), tmp_path, stop_after=5)
     assert run.history.leaves[0].keys() >= {"captured_energy", "subspace_overlap"}
     assert "limiter_activity" not in run.history.leaves[0]
 
 
+@pytest.mark.slow
 def test_full_rank_has_none(tmp_path):
     run = loop.train(lm("adamw"), tmp_path, stop_after=5)
     assert run.history.leaves == []

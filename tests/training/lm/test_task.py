@@ -10,6 +10,7 @@ from training_small import TEXT, fresh_lm, lm
 from optax_structured.training.lm import recipes
 
 
+@pytest.mark.slow
 def test_held_out_loss_is_the_mean_over_every_byte_once():
     one = lm()
     params = one.init().params
@@ -32,6 +33,7 @@ def test_held_out_loss_does_not_depend_on_the_batch(batch_size):
     assert found == pytest.approx(expected, rel=reordered("float32"))
 
 
+@pytest.mark.slow
 def test_steps_are_the_same_whatever_the_calls():
     one = lm()
     whole, losses = one.steps(one.init(), 0, 5)
@@ -88,6 +90,7 @@ def test_parts_go_by_name(part):
         assert type(getattr(one.structure.default, part)).__name__ == recipes.PARTS[part][name]
 
 
+@pytest.mark.slow
 def test_stacked_layers_train():
     one = lm("galore", stacked=True, layers=2)
     _, losses = one.steps(one.init(), 0, 10)
