@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from optax_structured.states.clock import Clock, new_clock, tick
+from optax_structured.states.roles import Factor
 from optax_structured.trees.precision import at_least_float32, scalar_dtype
 
 _WEIGHTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -21,7 +22,9 @@ class RecordNormsState(NamedTuple):
     """State of `record_norms`."""
 
     clock: Clock  # steps since init
-    norms: jax.Array  # (capacity,) float32 or wider: one of each `every` steps, 0 where none yet
+    norms: Factor[
+        jax.Array
+    ]  # (capacity,) float32 or wider: one of each `every` steps, 0 where none yet
 
 
 def record_norms(
