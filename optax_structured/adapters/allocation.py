@@ -148,7 +148,7 @@ class SparsityAllocator:
         return jnp.where(total > 0, scores / jnp.where(total > 0, total, 1.0), equal)
 
     def budget(self, state: AllocatorState, t: Any) -> tuple[jax.Array, jax.Array]:
-        """V at call t, and whether sparsities are allocated anew."""
+        """V at call t, and whether sparsities are reallocated."""
         dtype = jax.tree.leaves(state.scores)[0].dtype
         entries = sum(_entries(x, dtype) for x in state.scores.values())
         first, last = (1 - self.initial) * entries, (1 - self.target) * entries

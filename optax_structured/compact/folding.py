@@ -1,4 +1,4 @@
-"""What constant slices add to a product with parameters: computed once, in place of the slices."""
+"""What constant slices add to a product with parameters: computed once, so they can go."""
 
 from typing import Any, NamedTuple
 

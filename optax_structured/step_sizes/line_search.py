@@ -71,7 +71,7 @@ def scale_by_ponos(
     losses.
 
     Args:
-      c: decrease that is asked for, in [0, 1], as a share of the slope, a number or schedule; 0.5.
+      c: required decrease, in [0, 1], as a share of the slope, a number or schedule; 0.5.
       c_p: divides Polyak's step, above 0, a number or schedule; 0.1 to 0.5.
       decrease_factor: :math:`\delta` in (0, 1), a number or schedule; 0.5 to 0.9.
       xi: :math:`\xi` in [0, 1], weight of earlier losses, a number or schedule. 1 is their plain

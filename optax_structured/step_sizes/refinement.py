@@ -205,7 +205,7 @@ def running_median(values: np.ndarray, share: float) -> np.ndarray:
 def interpolated_schedule(
     values: Sequence[float] | np.ndarray, total_steps: int, peak: float, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """A schedule through equally spaced values, whatever the number of steps.
+    """A schedule through equally spaced values, for any number of steps.
 
     Args:
       values: (n,), n at least 2, from the first step to the last, such as `refined_schedule` gives.

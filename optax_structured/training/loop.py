@@ -48,8 +48,8 @@ def train(
       stop_after: leave after this many units of the task in all; the run can be resumed.
       stopped: asked after each compiled call; once true, the run is saved where it is and left.
       watch: called with the latest metrics after each compiled call.
-      warn: called with a sentence after a call in which gradients were not finite: the leaves
-        concerned took no part in these steps.
+      warn: called with a sentence after a call in which gradients were not finite: these steps
+        were skipped.
 
     Raises:
       ValueError: `stop_after` below 1.
@@ -128,6 +128,6 @@ def _metrics(task: Task, state: State, step: int, history: History, clock: Clock
 
 def _skip_sentence(count: int, step: int) -> str:
     return (
-        f"gradients were not finite in {counted(count, 'step')} before step {step}: the leaves "
-        "concerned took no part in them"
+        f"gradients were not finite in {counted(count, 'step')} before step {step}, "
+        "which changed nothing"
     )

@@ -13,7 +13,7 @@ class OutputByOutput:
     """A traced function whose outputs are computed a few at a time, in an order of our choice.
 
     What several outputs need is computed once. So a state that is decoded leaf by leaf is never
-    decoded as a whole, whatever the transformation between: it is traced once, as a whole, and
+    decoded as a whole, for any transformation between: it is traced once, as a whole, and
     each leaf then runs the operations that it depends on and that did not run yet. Callbacks,
     checks and other effects run once each and in their order, whether or not an output needs them.
 

@@ -1,4 +1,4 @@
-"""A step whose gradients are not all finite has not been, whatever the recipe."""
+"""A step whose gradients are not all finite changes nothing, for every recipe."""
 
 import jax
 import jax.numpy as jnp

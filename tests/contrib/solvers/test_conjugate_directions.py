@@ -62,7 +62,7 @@ def test_limiting_cases(x64):
         assert found.steps <= 9
         np.testing.assert_allclose(found.x, jnp.linalg.solve(a, b), rtol=1e-8)
     assert solve(jnp.eye(8), jnp.linalg.solve(a, b)).residual_norms[0] < 1e-12
-    # Errors go down in the A-norm whatever the direction is.
+    # Errors go down in the A-norm for any direction.
     odd = conjugate_directions(
         lambda x: a @ x, b, lambda r: jnp.sign(r) + 0.1, window=1, max_steps=20, rtol=1e-3
     )
