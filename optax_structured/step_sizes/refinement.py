@@ -22,9 +22,7 @@ class RecordNormsState(NamedTuple):
     """State of `record_norms`."""
 
     clock: Clock  # steps since init
-    norms: Factor[
-        jax.Array
-    ]  # (capacity,) float32 or wider: one of each `every` steps, 0 where none yet
+    norms: Factor[jax.Array]  # (capacity,), float32 or wider: one per `every` steps, then zeros
 
 
 def record_norms(
