@@ -19,6 +19,7 @@ from optax_structured.trees.checks import (
 from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
 from optax_structured.trees.tree_checks import check_same_tree
 from optax_structured.xla.cube_root import cube_root
+from optax_structured.xla.leaf_loops import Late
 
 
 class AdaptivePreconditionerState(NamedTuple):
@@ -103,13 +104,16 @@ def in_cube_root_metric(subproblems: Any, square_sum: Any, eps: jax.Array) -> An
     """The same subproblems in the metric of these sums of squares."""
 
     def precondition(sub: Subproblem, u: jax.Array) -> Subproblem:
-        u = at_least_float32(u)
-        # No smaller than the root of the smallest number: squares below that are lost from U.
-        lowest = float(jnp.finfo(u.dtype).tiny) ** (1 / 3)
-        metric = jnp.maximum(cube_root(u) + eps.astype(u.dtype), lowest)
-        return dataclasses.replace(sub, metric=metric)
+        return dataclasses.replace(sub, metric=Late(_cube_root_metric, (u, eps)))
 
     return jax.tree.map(precondition, subproblems, square_sum)
+
+
+def _cube_root_metric(u: jax.Array, eps: jax.Array) -> jax.Array:
+    u = at_least_float32(u)
+    # No smaller than the root of the smallest number: squares below that are lost from U.
+    lowest = float(jnp.finfo(u.dtype).tiny) ** (1 / 3)
+    return jnp.maximum(cube_root(u) + eps.astype(u.dtype), lowest)
 
 
 class AdamPreconditionerState(NamedTuple):
@@ -190,13 +194,10 @@ def adam_preconditioner(
         def average(sub: Subproblem, v: jax.Array) -> jax.Array:
             return averaged(v, jnp.square(sub.gradient.astype(wide_dtype(v))), keep)
 
+        ones = total if debias else None
+
         def precondition(sub: Subproblem, v: jax.Array) -> Subproblem:
-            v = at_least_float32(v)
-            unbias = jnp.sqrt(total.astype(v.dtype)) if debias else jnp.ones((), v.dtype)
-            # No smaller than the root of the smallest number: squares below that are lost from v.
-            lowest = float(jnp.finfo(v.dtype).tiny) ** 0.5
-            metric = jnp.maximum(jnp.sqrt(v) + floor.astype(v.dtype) * unbias, lowest)
-            return dataclasses.replace(sub, metric=metric / unbias if debias else metric)
+            return dataclasses.replace(sub, metric=Late(_root_metric, (v, floor, ones)))
 
         mean_square = jax.tree.map(average, updates, state.mean_square)
         largest = state.max_mean_square
@@ -209,3 +210,13 @@ def adam_preconditioner(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _root_metric(v: jax.Array, eps: jax.Array, ones: jax.Array | None) -> jax.Array:
+    """The square-root metric; `ones`, what the same average makes of ones, corrects its bias."""
+    v = at_least_float32(v)
+    unbias = jnp.ones((), v.dtype) if ones is None else jnp.sqrt(ones.astype(v.dtype))
+    # No smaller than the root of the smallest number: squares below that are lost from v.
+    lowest = float(jnp.finfo(v.dtype).tiny) ** 0.5
+    metric = jnp.maximum(jnp.sqrt(v) + eps.astype(v.dtype) * unbias, lowest)
+    return metric if ones is None else metric / unbias

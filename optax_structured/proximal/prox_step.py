@@ -1,5 +1,6 @@
 """The last proximal element: solves each subproblem and turns the point into an update."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from optax_structured.trees.precision import (
 )
 from optax_structured.trees.rules import check_some_use
 from optax_structured.trees.tree_checks import check_real, check_same_tree
-from optax_structured.xla.leaf_loops import Work, in_turn
+from optax_structured.xla.leaf_loops import Work, in_turn, made
 
 
 class ProxStepState(NamedTuple):
@@ -202,11 +203,11 @@ def solve_all(solver: Solver, problems: list[Problem], strength: jax.Array) -> l
         start = params if sub.start is None else sub.start
         held, arrays = (sub.metric, sub.weight), (sub.direction, sub.centre, start)
         if regularizer is None:
-            points[i] = unpenalised(sub)
+            points[i] = unpenalised(dataclasses.replace(sub, metric=made(sub.metric)))
         elif regularizer.coupled_axes(sub.ndim):
             coupled[i] = Work(regularizer, held, arrays)
         else:
-            points[i] = solve(regularizer, *held, *arrays)
+            points[i] = solve(regularizer, *map(made, held), *arrays)
     points |= zip(coupled, in_turn(solve, [*coupled.values()]), strict=True)
     return [points[i] for i in range(len(problems))]
 

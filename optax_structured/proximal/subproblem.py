@@ -29,7 +29,7 @@ class Subproblem:
     """
 
     direction: jax.Array  # V, like the leaf
-    metric: jax.Array  # P > 0, a scalar or like the leaf
+    metric: Any  # P > 0, a scalar or like the leaf; from preconditioners `Late`, for solvers made
     centre: jax.Array  # W0, like the leaf
     weight: jax.Array  # (): alpha; `prox_step` multiplies it by the strength, for the solver
     gradient: Any = None  # the raw gradient of this step, for the preconditioner

@@ -146,7 +146,9 @@ def _all_finite(tree: Any, counter: jax.Array) -> jax.Array:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
     # 0 or NaN. XLA for CPUs sums floats twice as fast as it combines bools.
     bad = sum((jnp.sum(x - x).real.astype(jnp.float32) for x in leaves), jnp.zeros(()))
-    return agreed(bad, counter) == 0
+    # Of the root, too expensive to recompute, XLA makes one number. The additions alone it would
+    # repeat in every kernel that selects: compilation would grow with the square of the leaves.
+    return jnp.sqrt(agreed(bad, counter)) == 0
 
 
 def _names(tree: Any) -> list[tuple[str, ...]]:

@@ -217,6 +217,18 @@ def test_a_donated_state_is_still_written_in_place(tx):
     assert temporaries(tx) <= temporaries(tx.inner) + 4096
 
 
+def test_the_flag_is_made_once_for_all_leaves():
+    """Not again in the kernel of each leaf: that is a program of so many additions squared."""
+
+    def additions(leaves):
+        start = [jax.ShapeDtypeStruct((2,), jnp.float32)] * leaves
+        tx = oxs.skip_nonfinite(optax.trace(0.9))
+        lowered = jax.jit(tx.update).lower(start, jax.eval_shape(tx.init, start))
+        return lowered.compile().as_text().count(" add(")
+
+    assert additions(32) <= 5 * additions(8)
+
+
 def test_a_change_of_an_output_is_seen_by_what_reads_it():
     def program(inputs):
         x, y = inputs
