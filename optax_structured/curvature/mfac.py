@@ -13,7 +13,7 @@ from optax_structured.states.roles import Estimate, Factor, FirstMoment
 from optax_structured.trees.checks import check_fraction, check_nonnegative, check_positive
 from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype
 from optax_structured.trees.products import rows_times
-from optax_structured.trees.tree_checks import check_real
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
 class MfacState(NamedTuple):
@@ -120,6 +120,8 @@ def scale_by_mfac(
     def update(
         updates: Any, state: MfacState, params: Any = None, **_: Any
     ) -> tuple[Any, MfacState]:
+        known = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype), state.window)
+        check_same_tree("scale_by_mfac", updates, known)
         grads = jax.tree.map(at_least_float32, updates)
         if state.mask is not None:
             grads = jax.tree.map(lambda g, m: jnp.where(m, g, 0), grads, state.mask)

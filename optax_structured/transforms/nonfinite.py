@@ -81,6 +81,7 @@ def skip_nonfinite(*inner: optax.GradientTransformation) -> optax.GradientTransf
         except (KeyError, TypeError, ValueError):
             if params is not None:
                 check_same_tree("the optimizer", updates, params, whose="the parameters")
+                _check_same_state(state.inner_state, chain, params)
             raise
         skipped = jnp.where(usable, state.skipped, optax.safe_increment(state.skipped))
         in_a_row = jnp.where(usable, 0, optax.safe_increment(state.in_a_row))
@@ -139,6 +140,16 @@ def new_if(usable: jax.Array | None, new: Any, old: Any = None) -> Any:
     new = jnp.asarray(new)
     old = jnp.zeros_like(new) if old is None else like(jnp.asarray(old).astype(new.dtype), new)
     return jax.lax.select(usable, new, old)
+
+
+def _check_same_state(state: Any, tx: optax.GradientTransformation, params: Any) -> None:
+    """Raises ValueError where `tx` makes another state for these parameters."""
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
+    if shapes(jax.eval_shape(tx.init, params)) != shapes(state):
+        raise ValueError(
+            "the state belongs to another transformation or to other parameters: call init with "
+            "the parameters that are updated; leave leaves out with optax.masked or optax.partition"
+        )
 
 
 def _all_finite(tree: Any, counter: jax.Array) -> jax.Array:
