@@ -35,6 +35,7 @@ NOT_BUILT_BY_USERS = {
     "compact.Compacted",
     "compact.Layer",
     "compact.Report",
+    "compact.Stuck",
     "low_rank.OneSided",
     "low_rank.Projector",
     "low_rank.Refresh",

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from optax_structured.cli import common, options
 from optax_structured.cli.common import option
+from optax_structured.cli.compact import FOLDER, write
 from optax_structured.training import run
 from optax_structured.training.folder import check_empty, quoted
 from optax_structured.training.tasks import TASKS
@@ -30,6 +31,9 @@ def train(
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained, with its table of rules.")
+    ] = False,
+    smaller: Annotated[
+        bool, typer.Option("--compact", help="At the end cut everything dead from the network.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     **given: Any,
@@ -66,4 +70,6 @@ def train(
                     else f"This run has {result.step // one.steps_a_unit} of its {total} already"
                 )
             run.describe(one, result, folder, console)
+            if smaller and result.step == one.total_steps:
+                write(one, folder, folder / FOLDER, console)
         console.print(escape(f"Written to {folder}"))

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_structured.compact.evaluation import evaluate
+from optax_structured.compact.low_rank import factored, is_factors
 from optax_structured.compact.plan import Plan, facts, plan
 from optax_structured.compact.program import trace
-from optax_structured.compact.report import Report, report
+from optax_structured.compact.report import Report, report, timed
 from optax_structured.compact.sets import Sets, everything, is_everything
 
 
@@ -23,7 +24,7 @@ class Compacted:
       fn: of (params, *inputs), as the original; any JAX transformation applies to it. For inputs of
         other shapes than the example's it is planned again, when it is traced.
       params: those of the original without their dead slices, in the same tree; a leaf that nothing
-        reads has axes of length 0.
+        reads has axes of length 0, and one of low rank is `oxs.weights.Factors`.
       report: what was cut, and what was not.
     """
 
@@ -32,7 +33,9 @@ class Compacted:
     report: Report
 
 
-def compact(fn: Callable[..., Any], params: Any, *inputs: Any, unroll: bool = False) -> Compacted:
+def compact(
+    fn: Callable[..., Any], params: Any, *inputs: Any, unroll: bool = False, measure: bool = False
+) -> Compacted:
     r"""Cuts from a function what its parameters make dead; nothing that it returns changes.
 
     .. math:: g(\theta', x) = f(\theta, x) \quad\text{for all } x
@@ -41,9 +44,10 @@ def compact(fn: Callable[..., Any], params: Any, *inputs: Any, unroll: bool = Fa
     along each axis, are the same for all inputs: zero, or a constant such as relu of a bias.
     Backward, it is found which slices anybody needs: zero rows of a kernel free the units that they
     read, through bias, activation, pooling, reshapes, residual sums and attention. Every equation
-    is then computed at the shape that is left. Constants are added up where they are read. A
-    primitive without a rule keeps everything it reads and makes: the result can only be less small,
-    never wrong.
+    is then computed at the shape that is left. Constants are added up where they are read. A kernel
+    of a rank so low that two small products take fewer operations than one is kept as two factors.
+    A primitive without a rule keeps everything it reads and makes: the result can only be less
+    small, never wrong.
 
     Args:
       fn: of (params, *inputs), pure and traceable; linen's `apply`, nnx after `nnx.split`, equinox
@@ -53,6 +57,7 @@ def compact(fn: Callable[..., Any], params: Any, *inputs: Any, unroll: bool = Fa
       unroll: write the steps of every `lax.scan` out. A scan that stays is kept whole, with all
         that it reads; written out, a model of stacked layers is cut in each of its layers, and
         takes longer to compile. A stacked leaf keeps what is alive in any of its layers.
+      measure: compile both functions and time them on the inputs, for the report.
 
     Returns:
       `Compacted(fn, params, report)`. Without anything dead it holds `fn` and `params` themselves.
@@ -85,15 +90,15 @@ def compact(fn: Callable[..., Any], params: Any, *inputs: Any, unroll: bool = Fa
     leaves = jax.tree.leaves(params)
     tree: Any = jax.tree.structure(params)
     cut = [_cut(leaf, sets) for leaf, sets in zip(leaves, first.blocks, strict=True)]
-    if all(is_everything(s, jnp.shape(x)) for s, x in zip(first.blocks, leaves, strict=True)):
-        return Compacted(fn, params, report(fn, params, fn, params, inputs, first.plan))
+    cut = factored(first.plan, cut)
+    if all(x.shape == jnp.shape(y) and not is_factors(x) for x, y in zip(cut, leaves, strict=True)):
+        return Compacted(fn, params, _reported(fn, params, fn, params, inputs, first.plan, measure))
     planned = {_shapes(inputs): first}
+    small = jax.tree.unflatten(tree, cut)
+    form = _shapes(small, dtypes=False)
 
     def smaller(params: Any, *inputs: Any) -> Any:
-        given, structure = jax.tree.flatten(params)
-        if structure != tree or any(
-            jnp.shape(x) != y.shape for x, y in zip(given, cut, strict=True)
-        ):
+        if _shapes(params, dtypes=False) != form:
             raise ValueError(
                 "compact: these are not parameters of the smaller function; give it `.params` of "
                 "the result, or a tree with the same shapes"
@@ -103,10 +108,20 @@ def compact(fn: Callable[..., Any], params: Any, *inputs: Any, unroll: bool = Fa
             example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
             original = jax.tree.unflatten(tree, leaves)
             planned[key] = _Planned(fn, original, example, first.blocks, unroll)
-        return planned[key].run(given, inputs)
+        return planned[key].run(jax.tree.leaves(params, is_leaf=is_factors), inputs)
 
-    small = jax.tree.unflatten(tree, cut)
-    return Compacted(smaller, small, report(fn, params, smaller, small, inputs, first.plan))
+    made = _reported(fn, params, smaller, small, inputs, first.plan, measure)
+    return Compacted(smaller, small, made)
+
+
+def _reported(
+    fn: Any, params: Any, smaller: Any, small: Any, inputs: Any, plan: Plan, measure: bool
+) -> Report:
+    made = report(fn, params, smaller, small, inputs, plan)
+    if not measure:
+        return made
+    example = jax.tree.map(lambda x: jnp.asarray(_example(x)), inputs)
+    return dataclasses.replace(made, seconds=timed(((fn, params), (smaller, small)), example))
 
 
 class _Planned:
@@ -154,6 +169,6 @@ def _example(x: Any) -> Any:
     return np.random.default_rng(0).uniform(0.25, 0.75, x.shape).astype(x.dtype)
 
 
-def _shapes(inputs: Any) -> Any:
+def _shapes(inputs: Any, dtypes: bool = True) -> Any:
     leaves, tree = jax.tree.flatten(inputs)
-    return tree, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    return tree, tuple((jnp.shape(x), jnp.result_type(x) if dtypes else None) for x in leaves)

@@ -10,21 +10,29 @@ from jax import export as jax_export
 from optax_structured.compact.compact import Compacted
 from optax_structured.trees import named_leaves
 
-PROGRAM, PARAMS, REPORT = "program.stablehlo", "params.npz", "report.txt"
+PROGRAM, PARAMS, REPORT = "program.stablehlo", "params", "report.txt"
 
 
-def save(folder: pathlib.Path | str, compacted: Compacted, *inputs: Any) -> None:
+def save(
+    folder: pathlib.Path | str, compacted: Compacted, *inputs: Any, safetensors: bool = False
+) -> None:
     """Writes a program, its parameters and its report to a folder.
 
     Args:
       folder: made if it is not there; files of an earlier call are replaced.
       compacted: from `compact`.
       *inputs: an example of the other arguments; the program takes inputs of these shapes only.
+      safetensors: write `params.safetensors` instead of `params.npz`, which holds bfloat16 too;
+        needs the package safetensors.
 
     Returns:
       None. `program.stablehlo` is read by `jax.export.deserialize`; its `call` takes the arrays of
-      `params.npz` in a list in their order in the file, then the inputs. `report.txt` holds the
-      report. JAX needs the package flatbuffers for it, which comes with the extra `export`.
+      the other file in a list, in the order of their names (`params.npz` has them in that order),
+      then the inputs. `report.txt` holds the report. JAX needs the package
+      flatbuffers for it, which comes with the extra `export`.
+
+    Raises:
+      ValueError: parameters of a type that npz files do not hold.
 
     Example:
       >>> import pathlib, tempfile, jax, jax.numpy as jnp, numpy as np, optax_structured as oxs
@@ -41,13 +49,30 @@ def save(folder: pathlib.Path | str, compacted: Compacted, *inputs: Any) -> None
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tree: Any = jax.tree.structure(compacted.params)
+    named = named_leaves(compacted.params)
+    order = sorted(range(len(named)), key=lambda i: named[i][0])
+    arrays: dict[str, Any] = {named[i][0]: np.asarray(named[i][1]) for i in order}
 
     def run(leaves: list[Any], *inputs: Any) -> Any:
-        return compacted.fn(jax.tree.unflatten(tree, leaves), *inputs)
+        placed = dict(zip(order, leaves, strict=True))
+        return compacted.fn(tree.unflatten(placed[i] for i in range(len(order))), *inputs)
 
-    named = named_leaves(compacted.params)
-    program = jax_export.export(jax.jit(run))([leaf for _, leaf in named], *inputs)
+    _write(folder / PARAMS, arrays, safetensors)
+    program = jax_export.export(jax.jit(run))([*arrays.values()], *inputs)
     (folder / PROGRAM).write_bytes(program.serialize())
-    arrays: dict[str, Any] = {path: np.asarray(leaf) for path, leaf in named}
-    np.savez(folder / PARAMS, **arrays)
     (folder / REPORT).write_text(f"{compacted.report}\n")
+
+
+def _write(path: pathlib.Path, arrays: dict[str, Any], safetensors: bool) -> None:
+    if safetensors:
+        from safetensors.numpy import save_file
+
+        save_file(arrays, path.with_suffix(".safetensors"))
+        return
+    for name, array in arrays.items():
+        if array.dtype.kind == "V":
+            raise ValueError(
+                f"{name!r} is {array.dtype}, which npz files do not hold: save(..., "
+                "safetensors=True)"
+            )
+    np.savez(path.with_suffix(".npz"), **arrays)

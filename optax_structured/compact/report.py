@@ -1,6 +1,7 @@
 """What was cut, what is left, and what could not be cut for which reason."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,13 @@ import jax
 import numpy as np
 
 from optax_structured.compact.forward import is_known
+from optax_structured.compact.low_rank import is_factors
 from optax_structured.compact.plan import Plan
-from optax_structured.compact.sets import Sets
+from optax_structured.compact.stuck import Stuck, stuck
 from optax_structured.trees import named_leaves
+from optax_structured.weights import Factors
+
+_REPEATS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,15 +26,17 @@ class Layer:
       path: its name.
       before: its shape.
       after: the shape that is left.
-      dead: slices that are zero and were cut, along each axis.
-      blocked: slices that are zero and are still there, along each axis.
+      dead: slices that are zero, along each axis.
+      size: numbers of parameters before and after.
+      rank: of a leaf that is kept as two factors; None for all others.
     """
 
     path: str
     before: tuple[int, ...]
     after: tuple[int, ...]
     dead: tuple[int, ...]
-    blocked: tuple[int, ...]
+    size: tuple[int, int]
+    rank: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,9 @@ class Report:
         where it does not count.
       constants: numbers that the smaller program holds for constants that were added up.
       layers: one entry a leaf.
+      stuck: dead slices whose unit is still there, and why.
       unknown: primitives without a rule, which keep everything, and how often they are used.
+      seconds: of one call, the fastest of ten; None where it was not measured.
     """
 
     params: tuple[int, int]
@@ -51,23 +60,44 @@ class Report:
     flops: tuple[float | None, float | None]
     constants: int
     layers: tuple[Layer, ...]
+    stuck: tuple[Stuck, ...]
     unknown: dict[str, int]
+    seconds: tuple[float, float] | None = None
 
     @property
     def blocked(self) -> int:
-        """Dead slices that could not be cut."""
-        return sum(sum(layer.blocked) for layer in self.layers)
+        """Dead slices whose unit could not be cut."""
+        return sum(x.count for x in self.stuck)
+
+    @property
+    def features(self) -> dict[str, tuple[int, int]]:
+        """Output features of each layer with a kernel, before and after.
+
+        For a smaller module built by hand: of linen and nnx, where a layer's kernel is the leaf
+        `kernel` (of an embedding `embedding`) and its last axis has the features. Attention has
+        `(heads, size)` there; see `layers`.
+        """
+        found = {}
+        for layer in self.layers:
+            module, _, name = layer.path.rpartition("/")
+            if name in ("kernel", "embedding") and layer.before:
+                found[module] = (layer.before[-1], layer.after[-1])
+        return found
 
     def __str__(self) -> str:
         lines = [f"compact: parameters {_pair(self.params)}, bytes {_pair(self.bytes)}"]
         if None not in self.flops:
             lines[0] += f", flops {_pair(self.flops)}"
+        if self.seconds is not None:
+            before, after = (f"{1e3 * x:.3g} ms" for x in self.seconds)
+            lines[0] += f", time {before} -> {after}"
         if self.params[0] == self.params[1]:
             lines.append("nothing is dead: the function and its parameters are the original ones")
         width = max((len(layer.path) for layer in self.layers), default=0)
         for x in self.layers:
-            note = f"  blocked {x.blocked}" if any(x.blocked) else ""
-            lines.append(f"  {x.path:<{width}}  {x.before} -> {x.after}{note}")
+            rank = f" of rank {x.rank}" if x.rank is not None else ""
+            lines.append(f"  {x.path:<{width}}  {x.before} -> {x.after}{rank}")
+        lines += [f"  not cut: {x}" for x in self.stuck]
         if self.unknown:
             names = ", ".join(f"{name} ({n})" for name, n in self.unknown.items())
             lines.append(f"  kept whole, because no rule knows them: {names}")
@@ -87,39 +117,49 @@ def report(
     plan: Plan,
 ) -> Report:
     """Compares a function with its smaller form."""
-    leaves, cut = named_leaves(params), jax.tree.leaves(small)
-    blocks = [plan.kept[v] for v in plan.program.inputs[: len(cut)]]
-    layers = [
-        _layer(path, np.asarray(leaf), after, sets)
-        for (path, leaf), after, sets in zip(leaves, cut, blocks, strict=True)
-    ]
+    named, cut = named_leaves(params), jax.tree.leaves(small, is_leaf=is_factors)
+    layers = [_layer(*pair, after) for pair, after in zip(named, cut, strict=True)]
     names: dict[str, int] = {}
     for place in plan.run:
         equation = plan.program.equations[place]
         if equation.inputs and not is_known(equation.name):
             names[equation.name] = names.get(equation.name, 0) + 1
-    before = [leaf for _, leaf in leaves]
+    before, after = [leaf for _, leaf in named], jax.tree.leaves(small)
     return Report(
-        params=(sum(x.size for x in before), sum(x.size for x in cut)),
-        bytes=(sum(x.nbytes for x in before), sum(x.nbytes for x in cut)),
+        params=(sum(x.size for x in before), sum(x.size for x in after)),
+        bytes=(sum(x.nbytes for x in before), sum(x.nbytes for x in after)),
         flops=(_flops(fn, params, inputs), _flops(smaller, small, inputs)),
         constants=sum(x.constant.size for x in plan.folded.values()),
         layers=tuple(layers),
+        stuck=stuck(plan, named),
         unknown=names,
     )
 
 
-def _layer(path: str, leaf: np.ndarray, after: Any, sets: Sets | None) -> Layer:
-    dead, blocked = [], []
+def _layer(path: str, leaf: Any, after: Any) -> Layer:
+    dead = []
     for k in range(leaf.ndim):
         other = tuple(j for j in range(leaf.ndim) if j != k)
-        zero = ~(leaf != 0).any(axis=other)
-        dead.append(int(zero.sum()))
-        blocked.append(int(zero[sets[k]].sum()) if sets is not None else 0)
-    cut = tuple(d - b for d, b in zip(dead, blocked, strict=True))
-    return Layer(path, leaf.shape, after.shape, cut, tuple(blocked))
+        dead.append(int((~(np.asarray(leaf) != 0).any(axis=other)).sum()))
+    rank = after.left.shape[-1] if isinstance(after, Factors) else None
+    left = sum(x.size for x in jax.tree.leaves(after))
+    return Layer(path, leaf.shape, after.shape, tuple(dead), (leaf.size, left), rank)
 
 
 def _flops(fn: Callable[..., Any], params: Any, inputs: Any) -> float | None:
     cost = jax.jit(fn).lower(params, *inputs).cost_analysis()
     return float(cost.get("flops", 0.0)) if cost is not None else None
+
+
+def timed(
+    pairs: tuple[tuple[Callable[..., Any], Any], tuple[Callable[..., Any], Any]], inputs: Any
+) -> tuple[float, float]:
+    """Seconds of one call of two compiled functions of parameters, in turns: the fastest of ten."""
+    runs = [jax.jit(fn).lower(params, *inputs).compile() for fn, params in pairs]
+    best = [float("inf"), float("inf")]
+    for _ in range(_REPEATS):
+        for i, ((_, params), run) in enumerate(zip(pairs, runs, strict=True)):
+            start = time.perf_counter()
+            jax.block_until_ready(run(params, *inputs))
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best[0], best[1]

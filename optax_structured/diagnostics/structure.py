@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from optax_structured.regularizers import L1, GroupLasso, NuclearNorm, Regularizer
 from optax_structured.regularizers.base import Norm, piece_size
+from optax_structured.regularizers.coupled import joined
 from optax_structured.trees import named_leaves, resolve
 
 
@@ -119,14 +120,16 @@ def strength_max(gradient: Any, structure: Any) -> jax.Array:
     2.0
     """
     norms = []
-    named = zip(named_leaves(gradient), resolve(structure, gradient), strict=True)
-    for (path, leaf), spec in named:
-        if spec is not None and spec.penalizes:
-            norm = _dual_norm(spec, leaf)
+    paths, leaves = [path for path, _ in named_leaves(gradient)], jax.tree.leaves(gradient)
+    for joint in joined(resolve(structure, gradient), [jnp.shape(leaf) for leaf in leaves]):
+        spec = joint.regularizer
+        if spec.penalizes:
+            norm = _dual_norm(spec, joint.matrix(leaves))
             if norm is None:
                 raise ValueError(
-                    f"{path!r}: {spec} has no dual norm, so that no strength is known to be its "
-                    "largest; let oxs.TargetSparsity find one, or try strengths by factors of 10"
+                    f"{paths[joint.places[0]]!r}: {spec} has no dual norm, so that no strength is "
+                    "known to be its largest; let oxs.TargetSparsity find one, or try strengths by "
+                    "factors of 10"
                 )
             norms.append(norm)
     return jnp.max(jnp.stack(norms)) if norms else jnp.zeros(())
@@ -158,11 +161,12 @@ def stationarity(w: Any, gradient: Any, structure: Any, strength: Any) -> jax.Ar
     Raises:
       NotImplementedError: a regularizer other than `GroupLasso`, `L1`, `NuclearNorm`.
     """
-    specs, slopes = resolve(structure, w), jax.tree.leaves(gradient)
-    squares = [
-        jnp.sum(jnp.square(_residual(leaf, slope, spec, strength)))
-        for leaf, slope, spec in zip(jax.tree.leaves(w), slopes, specs, strict=True)
-    ]
+    specs, leaves, slopes = resolve(structure, w), jax.tree.leaves(w), jax.tree.leaves(gradient)
+    residuals = [slope for slope, spec in zip(slopes, specs, strict=True) if spec is None]
+    for joint in joined(specs, [jnp.shape(leaf) for leaf in leaves]):
+        at, slope = joint.matrix(leaves), joint.matrix(slopes)
+        residuals.append(_residual(at, slope, joint.regularizer, strength))
+    squares = [jnp.sum(jnp.square(x)) for x in residuals]
     return jnp.sqrt(sum(squares, jnp.zeros(())))
 
 
@@ -200,8 +204,10 @@ def _dual_norm(spec: Regularizer, gradient: jax.Array) -> jax.Array | None:
 
 
 def _regularised(w: Any, structure: Any) -> list[tuple[jax.Array, Regularizer]]:
-    pairs = zip(jax.tree.leaves(w), resolve(structure, w), strict=True)
-    return [(leaf, spec) for leaf, spec in pairs if spec is not None]
+    """What each penalty acts on: leaves, and those that share norms as one matrix."""
+    leaves = jax.tree.leaves(w)
+    found = joined(resolve(structure, w), [jnp.shape(leaf) for leaf in leaves])
+    return [(joint.matrix(leaves), joint.regularizer) for joint in found]
 
 
 def _grouped(w: Any, structure: Any) -> list[tuple[jax.Array, Regularizer]]:
@@ -213,12 +219,8 @@ def _share(dead: list[jax.Array], total: list[int]) -> jax.Array:
     return sum(dead, jnp.zeros(())) / sum(total) if sum(total) else jnp.zeros(())
 
 
-def _residual(
-    w: jax.Array, gradient: jax.Array, spec: Regularizer | None, strength: Any
-) -> jax.Array:
+def _residual(w: jax.Array, gradient: jax.Array, spec: Regularizer, strength: Any) -> jax.Array:
     """The subgradient of least norm (for a nuclear norm: something of the same norm)."""
-    if spec is None:
-        return gradient
     if isinstance(spec, NuclearNorm):
         return _nuclear_residual(w, gradient, spec, strength)
     if not isinstance(spec, (GroupLasso, L1)):

@@ -11,6 +11,7 @@ from optax_structured.proximal.solvers import Exact, Solver
 from optax_structured.proximal.subproblem import Subproblem, unpenalised
 from optax_structured.proximal.target import TargetSparsity, share_of_zeros
 from optax_structured.regularizers.base import Regularizer
+from optax_structured.regularizers.coupled import Joint, joined
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.trees import Rules, as_rules, resolve
 from optax_structured.trees.checks import check_nonnegative, check_params, is_more_than_zero
@@ -198,18 +199,37 @@ def solve_all(solver: Solver, problems: list[Problem], strength: jax.Array) -> l
         return solver.solve(regularizer, sub, start.astype(direction.dtype))
 
     points: dict[int, jax.Array] = {}
-    coupled: dict[int, Work] = {}  # what takes more than one pass over the leaf
-    for i, (sub, regularizer, params) in enumerate(problems):
-        start = params if sub.start is None else sub.start
-        held, arrays = (sub.metric, sub.weight), (sub.direction, sub.centre, start)
+    for i, (sub, regularizer, _) in enumerate(problems):
         if regularizer is None:
             points[i] = unpenalised(dataclasses.replace(sub, metric=made(sub.metric)))
-        elif regularizer.coupled_axes(sub.ndim):
-            coupled[i] = Work(regularizer, held, arrays)
+    coupled: list[Joint] = []  # what takes more than one pass over the leaf
+    works: list[Work] = []
+    for joint in joined([x.regularizer for x in problems], [x.sub.shape for x in problems]):
+        held, arrays = _posed(joint, problems)
+        if joint.regularizer.coupled_axes(arrays[0].ndim):
+            coupled.append(joint)
+            works.append(Work(joint.regularizer, held, arrays))
         else:
-            points[i] = solve(regularizer, *map(made, held), *arrays)
-    points |= zip(coupled, in_turn(solve, [*coupled.values()]), strict=True)
+            points |= joint.leaves(solve(joint.regularizer, *map(made, held), *arrays))
+    for joint, found in zip(coupled, in_turn(solve, works), strict=True):
+        points |= joint.leaves(found)
     return [points[i] for i in range(len(problems))]
+
+
+def _posed(joint: Joint, problems: list[Problem]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Metric and weight, then direction, centre and start, of leaves that share norms as one."""
+    here = {i: problems[i] for i in joint.places}
+    first = here[joint.places[0]].sub
+    metric = first.metric
+    if joint.parts and made(metric).ndim:
+        metrics = {i: made(x.sub.metric) for i, x in here.items()}
+        whole = {i: jnp.broadcast_to(x, here[i].sub.shape) for i, x in metrics.items()}
+        metric = joint.matrix(whole)
+    directions = {i: x.sub.direction for i, x in here.items()}
+    centres = {i: x.sub.centre for i, x in here.items()}
+    starts = {i: x.params if x.sub.start is None else x.sub.start for i, x in here.items()}
+    arrays = (joint.matrix(x) for x in (directions, centres, starts))
+    return (metric, first.weight), tuple(arrays)
 
 
 def _array(u: Any) -> Any:

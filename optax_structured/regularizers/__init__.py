@@ -4,6 +4,7 @@ from optax_structured.regularizers.base import Norm, Regularizer
 from optax_structured.regularizers.binary import DistanceToSign
 from optax_structured.regularizers.certificate import certificate
 from optax_structured.regularizers.constraints import Box, NonNegative
+from optax_structured.regularizers.coupled import CoupledGroupLasso
 from optax_structured.regularizers.entrywise import L1, ElasticNet
 from optax_structured.regularizers.folded_concave import MCP, SCAD
 from optax_structured.regularizers.group import (
@@ -24,6 +25,7 @@ __all__ = [
     "MCP",
     "SCAD",
     "Box",
+    "CoupledGroupLasso",
     "DistanceToSign",
     "ElasticNet",
     "GroupL0",

@@ -10,11 +10,10 @@ from cli_runs import IMAGES, invoke
 def test_a_run_on_images(tmp_path):
     run = tmp_path / "run"
     options = [*IMAGES[:2], "--epochs", 1, "--batch-size", 128, "--recipe", "ramda"]
-    code, said = invoke("train", *options, "--out", run)
-    assert code == 0, said
-    code, said = invoke("compact", run)
+    code, said = invoke("train", *options, "--out", run, "--compact")
     assert code == 0, said
     assert "compact: parameters" in said
+    assert (run / "compact/layers.png").exists()
     program = jax.export.deserialize(bytearray((run / "compact/program.stablehlo").read_bytes()))
     arrays = [*np.load(run / "compact/params.npz").values()]
     images = program.in_avals[-1]

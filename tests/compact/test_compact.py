@@ -121,19 +121,107 @@ def test_bfloat16():
     assert_close(found, mlp(params, x), rounding("bfloat16"))
 
 
+def low_rank(kernel, rank):
+    u, s, vt = np.linalg.svd(kernel, full_matrices=False)
+    return jnp.asarray(u[:, :rank] * s[:rank] @ vt[:rank], kernel.dtype)
+
+
+@pytest.mark.parametrize("side", ["x @ w", "w @ x"])
+def test_a_kernel_of_low_rank_is_two_factors_where_that_pays(side):
+    random = np.random.default_rng(0)
+    with jax.enable_x64():
+        wide, narrow = (low_rank(random.normal(size=(8, n)), 2) for n in (6, 3))
+        params = {"wide": wide.at[:, 5].set(0), "narrow": narrow}
+        x = jnp.asarray(random.normal(size=(4, 8)))
+
+        def fn(p, x):
+            if side == "x @ w":
+                return x @ p["wide"], x @ p["narrow"]
+            return p["wide"].T @ x.T, jnp.einsum("io,bi->ob", p["narrow"], x)
+
+        small = compact.compact(fn, params, x)
+        factors = small.params["narrow"]
+        assert factors.shape == (8, 3)  # 2 (8 + 3) is less than 8 3
+        assert factors.left.shape == (8, 2)
+        if side == "x @ w":  # the other kernel is read through a transpose
+            assert small.params["wide"].left.shape == (8, 2)
+            assert small.params["wide"].shape == (8, 5)
+        found = jax.jit(small.fn)(small.params, x)
+        for a, b in zip(found, fn(params, x), strict=True):
+            assert_close(a, b, 10 * rounding("float64"))
+        assert "of rank 2" in str(small.report)
+        full = {"wide": wide, "narrow": low_rank(random.normal(size=(8, 3)), 3)}
+        assert isinstance(compact.compact(fn, full, x).params["narrow"], jax.Array)
+
+
+def test_the_report_says_what_dead_units_are_coupled_to():
+    def fn(params, x):
+        x = x @ params["embed"]
+        x = x + jnp.tanh(x @ params["up"]) @ params["down"]
+        return jnp.exp(x @ params["kernel"]).sum(-1), x @ params["head"]
+
+    shapes = {"embed": (3, 4), "up": (4, 5), "down": (5, 4), "kernel": (4, 3), "head": (4, 2)}
+    random = np.random.default_rng(0)
+    params = {name: jnp.asarray(random.normal(size=n)) for name, n in shapes.items()}
+    params["down"] = params["down"].at[:, 1].set(0)  # a feature that lives on in the stream
+    params["up"] = params["up"].at[:, 2].set(0)  # a unit: tanh of 0, which can go
+    params["kernel"] = params["kernel"].at[:, 0].set(0)  # exp of 0 is added up
+    params["head"] = params["head"].at[:, 1].set(0)
+    small = compact.compact(fn, params, X)
+    found = {(x.path, x.axis, x.count, x.reason) for x in small.report.stuck}
+    assert found == {
+        ("down", 1, 1, "coupled to embed, where they are alive"),
+        ("kernel", 1, 1, "reduce_sum reads all of them"),
+        ("head", 1, 1, "the output has all of them"),
+    }
+    assert small.report.blocked == 3
+    assert small.params["up"].shape == (4, 4)
+
+
+def test_times_features_and_a_picture():
+    params = parameters()
+    params["down"] = params["down"].at[2].set(0)
+    linen = {"a": {"kernel": params["up"], "bias": params["bias"]}, "b": {"kernel": params["down"]}}
+
+    def fn(p, x):
+        return jax.nn.relu(x @ p["a"]["kernel"] + p["a"]["bias"]) @ p["b"]["kernel"]
+
+    report = compact.compact(fn, linen, X, measure=True).report
+    assert min(report.seconds) > 0
+    assert " ms -> " in str(report)
+    assert report.features == {"a": (4, 3), "b": (2, 2)}
+    lengths = [bar.get_width() for bar in compact.draw(report).axes[0].patches]
+    assert lengths == [12, 9, 8, 6]
+
+
 @pytest.mark.slow
-def test_files_run_without_this_library(tmp_path):
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_files_run_without_this_library(tmp_path, kind):
     params = parameters()
     params["down"] = params["down"].at[2].set(0)
     small = compact.compact(mlp, params, X)
-    compact.save(tmp_path, small, X)
+    compact.save(tmp_path, small, X, safetensors=kind == "safetensors")
     np.save(tmp_path / "x.npy", X)
-    code = """
+    read = "np.load('params.npz')"
+    if kind == "safetensors":
+        read = "__import__('safetensors.numpy').numpy.load_file('params.safetensors')"
+    code = f"""
 import sys, jax, numpy as np
 program = jax.export.deserialize(bytearray(open("program.stablehlo", "rb").read()))
-made = program.call([*np.load("params.npz").values()], np.load("x.npy"))
+arrays = dict({read})
+made = program.call([arrays[name] for name in sorted(arrays)], np.load("x.npy"))
 np.save("made.npy", made)
 assert "optax_structured" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert_close(np.load(tmp_path / "made.npy"), mlp(params, X), rounding("float32"))
+
+
+def test_bfloat16_needs_safetensors(tmp_path):
+    params = parameters(jnp.bfloat16)
+    params["down"] = params["down"].at[2].set(0)
+    small = compact.compact(mlp, params, X.astype(jnp.bfloat16))
+    with pytest.raises(ValueError, match="npz files do not hold: .*safetensors=True"):
+        compact.save(tmp_path, small, X.astype(jnp.bfloat16))
+    compact.save(tmp_path, small, X.astype(jnp.bfloat16), safetensors=True)
+    assert (tmp_path / "params.safetensors").exists()

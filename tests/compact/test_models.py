@@ -4,33 +4,17 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from compact_models import IMAGES, TOKENS, Separable, dead
 from flax import nnx
 from tolerances import REORDERED, assert_close
 
 from optax_structured.compact import compact
 from optax_structured.training.images.models import ConvNet
 from optax_structured.training.lm.model import Functional
-from optax_structured.trees import map_named
 
 pytestmark = pytest.mark.slow
 CLOSE = 5 * REORDERED["float32"]
-
-
-def dead(params, *chosen):
-    """Fresh numbers everywhere, and zeros in slices: (name, axis, indices)."""
-    random = np.random.default_rng(0)
-
-    def one(path, leaf):
-        leaf = np.asarray(leaf, np.float32) + random.normal(size=leaf.shape).astype(np.float32) / 9
-        leaf = np.abs(leaf) if "var" in path else leaf
-        for name, axis, indices in chosen:
-            if name in path:
-                np.moveaxis(leaf, axis, 0)[list(indices)] = 0
-        return jnp.asarray(leaf)
-
-    return map_named(one, params)
 
 
 def check(fn, params, *inputs, unroll=False):
@@ -41,9 +25,6 @@ def check(fn, params, *inputs, unroll=False):
     # XLA counts the body of a scan once.
     assert unroll or small.report.flops[1] < small.report.flops[0]
     return small
-
-
-IMAGES = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
 
 
 def test_the_convolutional_network_of_the_command():
@@ -75,23 +56,12 @@ def test_residual_network_with_batch_norm():
     assert small.params["batch_stats"]["BatchNorm_1"]["var"].shape == (4,)
 
 
-class Separable(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Conv(6, (1, 1), use_bias=False)(x)
-        x = nn.relu(nn.Conv(6, (3, 3), feature_group_count=6)(x))
-        return nn.Conv(2, (1, 1))(nn.avg_pool(x, (2, 2), (2, 2)))
-
-
 def test_depthwise_separable():
     params = Separable().init(jax.random.key(0), IMAGES)
     params = dead(params, ("Conv_2/kernel", 2, [0, 5]))
     small = check(Separable().apply, params, IMAGES).params["params"]
     assert small["Conv_1"]["kernel"].shape == (3, 3, 1, 4)
     assert small["Conv_0"]["kernel"].shape == (1, 1, 1, 4)
-
-
-TOKENS = jnp.arange(10).reshape(2, 5)
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["layers", "stacked"])
