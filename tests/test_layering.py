@@ -37,8 +37,8 @@ ELEMENTS = {f"curvature/{name}.py" for name in ELEMENTS}
 ARRAYS = {"jax", "numpy"}
 CORE = ARRAYS | {"optax", "chex"}
 EXTRAS = CORE | {"flax", "matplotlib", "orbax", "rich", "sklearn", "typer"}
-# Models of other libraries and their files, imported where they are read.
-LIBRARIES = {"equinox", "flax", "haiku", "safetensors"}
+# Models of other libraries, their files and pictures, imported where they are used.
+LIBRARIES = {"equinox", "flax", "haiku", "matplotlib", "safetensors"}
 
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -99,7 +99,7 @@ def test_imports(path):
             continue
         if first in sys.stdlib_module_names:
             continue
-        if here in ("presets", "adapters") and first in LIBRARIES:
+        if here in ("presets", "adapters", "compact") and first in LIBRARIES:
             assert not at_top, f"{path}: import {name} where it is used"
             continue
         assert first in allowed, f"{path}: {name}"
