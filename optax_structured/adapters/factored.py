@@ -16,7 +16,7 @@ def factored(
 ) -> Iterator[None]:
     r"""Adds :math:`s (x a^\top) b^\top` to what the Dense layers of a linen model return.
 
-    Two thin products a layer instead of a merged weight: fewer operations than full fine-tuning,
+    Two thin products per layer instead of a merged weight: fewer operations than full fine-tuning,
     and no rounding in half precision, since the branch adds up in float32.
 
     Args:

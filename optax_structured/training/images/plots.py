@@ -25,7 +25,7 @@ def draw_layers(
     """One heat map per kernel: the share that is left of each of its inputs or singular values.
 
     Args:
-      strips: by path, one array an epoch.
+      strips: by path, one array per epoch.
       rows: the leaves as the table of layers shows them, for the counts.
       milestones: epochs.
       title: of the picture.
