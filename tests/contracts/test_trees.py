@@ -7,7 +7,6 @@ from recipes_table import (
     assert_close,
     every_case,
     gradients,
-    jitted,
     normal_tree,
     params,
     run,
@@ -18,23 +17,35 @@ from tolerances import rounding
 
 TREES = {
     "empty": {},
-    "scalar": {"gain": ()},
-    "vector": {"bias": (7,)},
-    "zero_size": {"none": (0, 3), "kernel": (4, 3), "no_inputs": (3, 0)},
     "bare_matrix": (4, 3),
-    "stack": {"layers": [{"kernel": (3, 4, 2)}]},
+    "all_vectors": {"bias": (7,), "gain": ()},
+    "all_empty": {"none": (0, 3), "no_inputs": (3, 0)},
+    "mixed": {
+        "gain": (),
+        "bias": (7,),
+        "none": (0, 3),
+        "no_inputs": (3, 0),
+        "kernel": (4, 3),
+        "layers": [{"kernel": (3, 4, 2)}],
+    },
 }
 
 
-@pytest.mark.parametrize("shapes", TREES.values(), ids=TREES)
 @every_case
-def test_tree(case, shapes):
-    start, grads = normal_tree("params", shapes), normal_tree(0, shapes)
+def test_trees_keep_their_types(case):
     tx = case.build()
-    state = tx.init(start)
-    new, new_state = jitted(tx)(grads, state, start)
-    assert types(new) == types(start)
-    assert types(new_state) == types(state)
+    for name, shapes in TREES.items():
+        start, grads = normal_tree("params", shapes), normal_tree(0, shapes)
+        state = jax.eval_shape(tx.init, start)
+        new, new_state = jax.eval_shape(step_of(tx), grads, state, start)
+        assert types(new) == types(start), name
+        assert types(new_state) == types(state), name
+
+
+@every_case
+def test_a_mixed_tree_stays_finite(case):
+    start, grads = normal_tree("params", TREES["mixed"]), normal_tree(0, TREES["mixed"])
+    new, _ = run(case.build(), start, [grads])
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(new))
 
 
