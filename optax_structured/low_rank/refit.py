@@ -16,6 +16,7 @@ from optax_structured.low_rank.stored_basis import decoded, encoded
 from optax_structured.meshes import placement
 from optax_structured.projectors.base import Refit
 from optax_structured.projectors.frames import Frame, matrix_where
+from optax_structured.xla.alike import traced_once
 from optax_structured.xla.conditional import branch
 
 
@@ -58,9 +59,7 @@ def refit(
     return _where_due(static, due, held, matrix, count, seed_of(p.name, count))
 
 
-# A function of its own with static settings: JAX traces and lowers it once for leaves that are
-# alike (docs/development/performance_notes.md, tests/low_rank/test_traced_once.py).
-@functools.partial(jax.jit, static_argnums=0)
+@traced_once
 def _where_due(static: Any, due: Any, held: Held, *operands: jax.Array) -> Held:
     def keep(held: Held, *_: Any) -> Held:
         return held

@@ -10,7 +10,7 @@ from optax_structured.low_rank import inner_state
 from optax_structured.low_rank.leaves import Leaves, Projected, plan
 from optax_structured.low_rank.refit import Held, RefreshState, refit
 from optax_structured.low_rank.refresh import Periodic
-from optax_structured.low_rank.residuals import Drop, Step
+from optax_structured.low_rank.residuals import Drop, Step, combined
 from optax_structured.low_rank.shardings import Places
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.state_check import check_leaves, update_inner
@@ -170,9 +170,7 @@ def low_rank_projection(
             # a P N, and what the residual rule adds.
             places = Places(p.frame, leaf)
             projected, direction = (places.low_where_used(x[key]) for x in (low, directions))
-            matrix, residual[key] = p.spec.residual.combine(
-                residual[key], steps[key], projected, direction
-            )
+            matrix, residual[key] = combined(residual[key], steps[key], projected, direction)
             update = as_update(p.frame.axes.from_matrix(matrix, p.frame.shape), leaf, weight)
             out.append(placement.like(update, leaf))
         new = LowRankState(optax.safe_increment(count), bases, memory, residual, moved)

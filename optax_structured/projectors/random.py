@@ -18,6 +18,7 @@ from optax_structured.projectors.base import (
 from optax_structured.projectors.frames import Frame
 from optax_structured.projectors.orthonormal import householder
 from optax_structured.projectors.random_numbers import mix, normal
+from optax_structured.xla.alike import traced_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,11 @@ class RandomProjection(OneSided):
         return where_usable(lambda basis, gradient: basis + 1, step)
 
     def factors(self, frame: Frame, basis: Basis) -> jax.Array:
-        drawn = normal(mix(basis), frame.rank, frame.size, widest())  # type: ignore[arg-type]
-        if self.orthonormal:
-            return householder(drawn)
-        return drawn / drawn.shape[-2] ** 0.5
+        return _drawn((frame.rank, frame.size, widest(), self.orthonormal), basis)
+
+
+@traced_once
+def _drawn(static: tuple[int, int, Any, bool], seed: jax.Array) -> jax.Array:
+    rank, size, dtype, orthonormal = static
+    drawn = normal(mix(seed), rank, size, dtype)
+    return householder(drawn) if orthonormal else drawn / rank**0.5

@@ -13,6 +13,7 @@ from optax_structured.quantization.checks import check_bits, check_block
 from optax_structured.quantization.codebooks import codebook, nearest
 from optax_structured.quantization.codec import Codec, DynamicCode
 from optax_structured.quantization.packing import pack, unpack
+from optax_structured.xla.alike import traced_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,9 @@ class Dynamic(Codec):
         check_block("block", self.block, self.bits)
 
     def encode(self, x: jax.Array) -> DynamicCode:
+        return _encode(self, x)
+
+    def _encode(self, x: jax.Array) -> DynamicCode:
         blocks = in_blocks(x, self.block).astype(jnp.float32)
         # Infinity counts as the largest number: 0 times it would spoil the block.
         absmax = jnp.max(blocks, -1)
@@ -77,8 +81,11 @@ class Dynamic(Codec):
         return DynamicCode(pack(codes) if self.bits == 4 else out_of_blocks(codes, x.shape), absmax)
 
     def decode(self, encoded: DynamicCode, shape: Sequence[int] | None = None) -> jax.Array:
+        shape = encoded.codes.shape if shape is None else shape
+        return _decode((self, tuple(shape)), encoded)
+
+    def _decode(self, encoded: DynamicCode, shape: Sequence[int]) -> jax.Array:
         codes, absmax = encoded
-        shape = codes.shape if shape is None else shape
         blocks = unpack(codes) if self.bits == 4 else in_blocks(codes, self.block)
         numbers = lookup(codebook(self.bits, self.signed), blocks)
         return out_of_blocks(numbers * absmax[..., None], shape)
@@ -109,3 +116,14 @@ class Dynamic(Codec):
             zero = 2 ** (self.bits - 1) - 1
             code = jnp.where(negative, jnp.maximum(zero - rank, 0), zero + rank)
         return code.astype(jnp.uint8)
+
+
+@traced_once
+def _encode(codec: Dynamic, x: jax.Array) -> DynamicCode:
+    return codec._encode(x)
+
+
+@traced_once
+def _decode(static: tuple[Dynamic, tuple[int, ...]], encoded: DynamicCode) -> jax.Array:
+    codec, shape = static
+    return codec._decode(encoded, shape)

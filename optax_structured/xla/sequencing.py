@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
+from optax_structured.xla.alike import traced_once
+
 
 def zero_after(made: jax.Array, otherwise: jax.Array) -> jax.Array:
     """0, known when an array is, so that what it is added to waits for it.
@@ -24,6 +26,11 @@ def zero_after(made: jax.Array, otherwise: jax.Array) -> jax.Array:
     if not made.size or any(axis != AxisType.Auto for axis in axes):
         return otherwise  # where sharding is part of types, leaves of other types could not wait
 
+    return _zero_after((), made, otherwise)
+
+
+@traced_once
+def _zero_after(static: Any, made: jax.Array, otherwise: jax.Array) -> jax.Array:
     def wait(made: jax.Array, otherwise: jax.Array) -> jax.Array:
         first = made[(0,) * made.ndim].astype(jnp.float32)
         # Never true, which XLA does not know. The root is too expensive to recompute per consumer,
