@@ -3,6 +3,10 @@
 import re
 
 
+class ChangedSetting(ValueError):
+    """Says which setting of which leaf: no other sentence takes its place."""
+
+
 def changed_setting(element: str, leaf: str, old: str, new: str) -> ValueError:
     """The error of every element whose state was made with another rank, codec or block size.
 
@@ -18,7 +22,7 @@ rank 8; go on with rank 4, or start the state of that leaf again: \
 state = oxs.reinit(optimizer, state, params, '^dense/kernel$')
     """
     pattern = f"^{re.escape(leaf)}$"
-    return ValueError(
+    return ChangedSetting(
         f"{element}: the state of {leaf!r} was made for {old}, and the optimizer has {new}; go on "
         f"with {old}, or start the state of that leaf again: "
         f"state = oxs.reinit(optimizer, state, params, {pattern!r})"
