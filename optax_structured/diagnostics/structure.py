@@ -39,6 +39,12 @@ class LayerRow:
 def unstructured_sparsity(w: Any) -> jax.Array:
     """Share of exactly zero entries among all entries of all leaves.
 
+    Args:
+      w: parameters, or the prox point.
+
+    Returns:
+      A number in [0, 1]; 0 for a tree without entries.
+
     >>> print(unstructured_sparsity({"kernel": jnp.array([[1.0, 2.0], [0.0, 0.0]])}))
     0.5
     """
@@ -49,7 +55,13 @@ def unstructured_sparsity(w: Any) -> jax.Array:
 def structured_sparsity(w: Any, structure: Any) -> jax.Array:
     """Share of zero groups (of zero entries, for a penalty on entries) over regularised leaves.
 
-    Leaves with a `NuclearNorm` are left out: see `low_rank_level`. 0 where nothing is regularised.
+    Args:
+      w: parameters, or the prox point.
+      structure: a regularizer, `rules` of them, or None. Leaves with a `NuclearNorm` are left out:
+        see `low_rank_level`.
+
+    Returns:
+      A number in [0, 1]; 0 where nothing is regularised.
 
     >>> kernel = jnp.array([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0], [0.0, 0.0]])
     >>> print(structured_sparsity({"kernel": kernel}, GroupLasso(group_axis=-2)))
@@ -63,6 +75,13 @@ def weighted_sparsity(w: Any, structure: Any) -> jax.Array:
     r"""Share of the regularised entries that lie in zero groups: the published group sparsity.
 
     .. math:: 1 - \frac{\sum_{g: w_g \ne 0} n_g}{\sum_g n_g}
+
+    Args:
+      w: parameters, or the prox point.
+      structure: as in `structured_sparsity`.
+
+    Returns:
+      A number in [0, 1]; 0 where nothing is regularised.
 
     >>> params = {"a": jnp.zeros((1, 30)), "b": jnp.ones((1, 10))}
     >>> print(weighted_sparsity(params, GroupLasso(group_axis=-2)))
@@ -79,8 +98,16 @@ def weighted_sparsity(w: Any, structure: Any) -> jax.Array:
 def low_rank_level(w: Any, structure: Any) -> jax.Array:
     """Share of zero singular values over the leaves that have a `NuclearNorm`.
 
-    Published numbers are those of the prox point. Singular values of a stored matrix are zero up
-    to rounding: see `NuclearNorm.support`.
+    Args:
+      w: parameters, or the prox point, as in published numbers. Singular values of a stored matrix
+        are zero up to rounding: see `NuclearNorm.support`.
+      structure: as in `structured_sparsity`.
+
+    Returns:
+      A number in [0, 1]; 0 where no leaf has a nuclear norm.
+
+    >>> print(low_rank_level(jnp.diag(jnp.array([2.0, 1.0, 0.0, 0.0])), NuclearNorm()))
+    0.5
     """
     pairs = [(x, s) for x, s in _regularised(w, structure) if isinstance(s, NuclearNorm)]
     found = [spec.support(leaf) for leaf, spec in pairs]
@@ -88,7 +115,20 @@ def low_rank_level(w: Any, structure: Any) -> jax.Array:
 
 
 def objective(loss: Any, w: Any, structure: Any, strength: Any) -> jax.Array:
-    r"""The regularised objective, :math:`F(w) + \lambda \sum \psi(w)`, from the loss at `w`."""
+    r"""The regularised objective, :math:`F(w) + \lambda \sum \psi(w)`, from the loss at `w`.
+
+    Args:
+      loss: F(w), a scalar.
+      w: parameters, or the prox point.
+      structure: as in `structured_sparsity`.
+      strength: lambda, a scalar.
+
+    Returns:
+      A scalar.
+
+    >>> print(objective(3.0, jnp.array([1.0, -2.0]), L1(), 0.1))
+    3.3
+    """
     penalty = sum((spec.value(leaf) for leaf, spec in _regularised(w, structure)), jnp.zeros(()))
     return loss + strength * penalty
 
@@ -110,7 +150,10 @@ def strength_max(gradient: Any, structure: Any) -> jax.Array:
 
     Args:
       gradient: of the loss.
-      structure: as everywhere here; leaves with a mere constraint do not count.
+      structure: as in `structured_sparsity`; leaves with a mere constraint do not count.
+
+    Returns:
+      A scalar; 0 where nothing is penalised.
 
     Raises:
       ValueError: a penalty without a dual norm, since what it sets to zero depends on the metric
@@ -143,6 +186,15 @@ def strength_path(
     Each is a run of its own. A path that is warm started, each run from the weights of the one
     before, goes from the weak end on, `strength_path(...)[::-1]`: in a network what is zero stays.
 
+    Args:
+      gradient: of the loss, as for `strength_max`.
+      structure: as in `structured_sparsity`.
+      number: of strengths, at least 2.
+      smallest: the last of them over the first, in (0, 1).
+
+    Returns:
+      The strengths, the largest first.
+
     >>> print(strength_path(jnp.array([0.5, -2.0]), L1(), number=3, smallest=0.01).round(3))
     [2.   0.2  0.02]
     """
@@ -155,11 +207,23 @@ def stationarity(w: Any, gradient: Any, structure: Any, strength: Any) -> jax.Ar
     .. math:: \Big( \sum_{w_g \ne 0} \big\|G_g + \lambda\omega \tfrac{w_g}{\|w_g\|}\big\|^2
         + \sum_{w_g = 0} \max(0, \|G_g\| - \lambda\omega)^2 \Big)^{1/2}
 
-    and the like for `L1` and `NuclearNorm`; a plain leaf adds the norm of its gradient. Use a
-    full or a large-batch gradient: with noise it does not vanish.
+    and the like for `L1` and `NuclearNorm`; a plain leaf adds the norm of its gradient.
+
+    Args:
+      w: parameters, or the prox point.
+      gradient: of the loss at `w`, full or of a large batch: with noise the distance does not
+        vanish.
+      structure: as in `structured_sparsity`.
+      strength: lambda, a scalar.
+
+    Returns:
+      A scalar; 0 exactly at stationary points.
 
     Raises:
       NotImplementedError: a regularizer other than `GroupLasso`, `L1`, `NuclearNorm`.
+
+    >>> print(stationarity(jnp.array([0.0, 1.0]), jnp.array([0.3, -0.5]), L1(), 0.5))
+    0.0
     """
     specs, leaves, slopes = resolve(structure, w), jax.tree.leaves(w), jax.tree.leaves(gradient)
     residuals = [slope for slope, spec in zip(slopes, specs, strict=True) if spec is None]
@@ -171,7 +235,18 @@ def stationarity(w: Any, gradient: Any, structure: Any, strength: Any) -> jax.Ar
 
 
 def supports(w: Any, structure: Any) -> dict[str, jax.Array]:
-    """Which pieces of structure are nonzero, by the path of each regularised leaf."""
+    """Which pieces of structure are nonzero, by the path of each regularised leaf.
+
+    Args:
+      w: parameters, or the prox point.
+      structure: as in `structured_sparsity`.
+
+    Returns:
+      From path to an array of bool, one per entry, group or singular value.
+
+    >>> supports({"kernel": jnp.array([1.0, 0.0])}, L1())
+    {'kernel': Array([ True, False], dtype=bool)}
+    """
     named = zip(named_leaves(w), resolve(structure, w), strict=True)
     return {path: spec.support(leaf) for (path, leaf), spec in named if spec is not None}
 
@@ -181,10 +256,17 @@ def layer_rows(w: Any, structure: Any, gradient: Any = None) -> list[LayerRow]:
 
     Args:
       w: parameters, or the prox point.
-      structure: as everywhere here.
+      structure: as in `structured_sparsity`.
       gradient: of the loss; with it, rows of leaves whose penalty has one get `strength_max`, the
         dual norm of the gradient. At a stationary point it is at most the strength where a leaf is
         zero, and equal to it where something is left.
+
+    Returns:
+      Rows in the order of the leaves, plain ones too.
+
+    >>> (row,) = layer_rows({"kernel": jnp.array([1.0, 0.0])}, L1())
+    >>> print(row.path, row.pieces, row.alive)
+    kernel 2 1
     """
     named = named_leaves(w)
     slopes = [None] * len(named) if gradient is None else jax.tree.leaves(gradient)

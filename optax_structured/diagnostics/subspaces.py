@@ -68,6 +68,8 @@ def effective_rank(state: Any, gradient: Any, low_rank: Any) -> dict[str, jax.Ar
 
     Returns:
       From path to (\*batch,); 0 for a gradient of zero.
+
+    Example: see `captured_energy`.
     """
     ranks = {}
     for name, frame, factors, leaf in _projected(state, gradient, low_rank):
@@ -88,6 +90,8 @@ def subspace_overlap(old: Any, new: Any, low_rank: Any) -> dict[str, jax.Array]:
 
     Returns:
       From path to (\*batch,); 1 for the same subspace, about rank / size for unrelated ones.
+
+    Example: see `captured_energy`.
     """
     del low_rank
     before, after = (_parts(state, "bases") for state in (old, new))
@@ -109,6 +113,8 @@ def limiter_activity(old: Any, new: Any, low_rank: Any) -> dict[str, jax.Array]:
 
     Returns:
       From path to bool, (\\*batch,); nothing for leaves without a limiter.
+
+    Example: see `captured_energy`.
     """
     growth = _growth(low_rank)
     before, after = (_parts(state, "residual") for state in (old, new))

@@ -25,9 +25,9 @@ class Widths(NamedTuple):
     `0.5 + 4 / 256`; with the float32 scale and the zero of one byte of `Affine`, `0.5 + 5 / 256`.
     """
 
-    moments: float = 2
-    basis: float = 2
-    other: float = 2
+    moments: float = 2  # a moment
+    basis: float = 2  # an entry of a basis
+    other: float = 2  # norms, indices, factored moments, error buffers
 
 
 METHODS: Mapping[str, Formula] = MappingProxyType(

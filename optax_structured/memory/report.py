@@ -150,7 +150,19 @@ def _shapes(params: Any) -> Any:
 
 
 def abstract_state(tx: Any, params: Any) -> Any:
-    """The state of a transformation as shapes, whatever mesh the parameters are on."""
+    """The state of a transformation as shapes, for parameters on any mesh.
+
+    Args:
+      tx: any optax transformation.
+      params: parameters, concrete or abstract (`jax.ShapeDtypeStruct`).
+
+    Returns:
+      What `tx.init(params)` returns, with `jax.ShapeDtypeStruct` for arrays.
+
+    >>> import optax
+    >>> abstract_state(optax.trace(0.9), {"kernel": jnp.zeros((4, 3))}).trace
+    {'kernel': ShapeDtypeStruct(shape=(4, 3), dtype=float32)}
+    """
     return jax.eval_shape(tx.init, _shapes(params))
 
 

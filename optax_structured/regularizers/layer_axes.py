@@ -46,6 +46,10 @@ def stacked(regularizer: G) -> G:
     Raises:
       ValueError: a group axis that counts from the front, which stacking would shift.
       TypeError: a regularizer without groups, which takes a stacked leaf unchanged.
+
+    >>> from optax_structured.regularizers.group import GroupLasso
+    >>> stacked(GroupLasso(DENSE_INPUTS))
+    GroupLasso(group_axis=-2, batch_axis=0, weight=None)
     """
     if not isinstance(regularizer, Grouped):
         raise TypeError(

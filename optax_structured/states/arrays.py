@@ -21,7 +21,7 @@ class StateArray(NamedTuple):
     array: Any  # concrete or abstract
     role: Role | None  # None: a floating-point array of which nothing is known
     holder: str  # the class of the state that it is a field of; "" outside of any
-    field: str
+    field: str  # its name there; "" outside of any
 
 
 def arrays_of(state: Any, more: Mapping[str, Roles] = MappingProxyType({})) -> list[StateArray]:
@@ -33,6 +33,9 @@ def arrays_of(state: Any, more: Mapping[str, Roles] = MappingProxyType({})) -> l
     Args:
       state: of any transformation, concrete or abstract.
       more: roles by the name of a class and of its field, before those of class and table.
+
+    Returns:
+      One `StateArray` per array.
 
     >>> import optax
     >>> [array.role.name for array in arrays_of(optax.adam(1e-3).init(jnp.ones(3)))]

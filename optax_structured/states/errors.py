@@ -16,6 +16,9 @@ def changed_setting(element: str, leaf: str, old: str, new: str) -> ValueError:
       old: what the state was made for: "rank 4".
       new: what the optimizer has: "rank 8".
 
+    Returns:
+      The error, to be raised.
+
     >>> print(changed_setting("low_rank_projection", "dense/kernel", "rank 4", "rank 8"))
     low_rank_projection: the state of 'dense/kernel' was made for rank 4, and the optimizer has \
 rank 8; go on with rank 4, or start the state of that leaf again: \
