@@ -75,7 +75,7 @@ def restarted_ramda(learning_rate, regularizer, strength, momentum, eps):
 
 
 def on_a_bowl(make: Callable[..., Any]) -> Callable[..., Any]:
-    """A recipe that searches along a loss, given one that has the gradient of each step."""
+    """A recipe that asks for more than gradients, given a loss that has the one of each step."""
 
     @functools.wraps(make)
     def recipe(*args: Any, **kwargs: Any) -> Any:
@@ -83,15 +83,21 @@ def on_a_bowl(make: Callable[..., Any]) -> Callable[..., Any]:
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> Any:
             def loss(w: Any) -> jax.Array:
+                single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
                 parts = jax.tree.map(
-                    lambda w, p, g: jnp.sum((w - p).astype(jnp.float32) * g.astype(jnp.float32)),
-                    w,
-                    params,
-                    grads,
+                    lambda w, p, g: jnp.sum((single(w) - single(p)) * single(g)), w, params, grads
                 )
-                return sum(jax.tree.leaves(parts), jnp.full((), 100.0))
+                return sum(jax.tree.leaves(parts), jnp.full((), 100.0, jnp.float32))
 
-            known = {"value": loss(params), "grad": grads, "value_fn": loss}
+            known = {
+                "value": jnp.full((), 100.0, jnp.float32),
+                "grad": grads,
+                "value_fn": loss,
+                "value_and_grad_fn": jax.value_and_grad(loss),
+                "residual_fn": lambda w: jnp.stack([loss(w) / 100, jnp.ones((), jnp.float32)]),
+                "grads_prev": jax.tree.map(lambda g: g / 2, grads),
+                "batch_size": 16,
+            }
             return inner.update(grads, state, params, **extra | known)
 
         return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -122,6 +128,44 @@ def mfac_of_two(learning_rate, damping, weight_decay, block="all"):
     return oxs.curvature.mfac(
         learning_rate, 2, damping, momentum=0.5, weight_decay=weight_decay, block=block
     )
+
+
+def storm(learning_rate, beta):
+    return optax.chain(oxs.transforms.storm(beta), optax.scale_by_learning_rate(learning_rate))
+
+
+def for_any_batch(learning_rate):
+    scaling = oxs.step_sizes.scale_by_batch_size(32, "sqrt")
+    return optax.chain(scaling, optax.scale_by_learning_rate(learning_rate))
+
+
+def newton(learning_rate, eps, hessian=None):
+    element = oxs.curvature.scale_by_gns(hessian, solver="cg", eps=eps)
+    return optax.chain(element, optax.scale(learning_rate))
+
+
+def dual_gauss_newton(learning_rate, damping):
+    element = oxs.curvature.scale_by_dual_gauss_newton(damping)
+    return optax.chain(element, optax.scale_by_learning_rate(learning_rate))
+
+
+def modular(learning_rate, alpha, beta):
+    """Each leaf is a module, and the last ones are below the threshold at every other step."""
+
+    def labels(tree):
+        paths, structure = jax.tree.flatten_with_path(tree)
+        return structure.unflatten([jax.tree_util.keystr(path) for path, _ in paths])
+
+    adam = oxs.transforms.debiased_adam()
+    inner = optax.chain(adam, optax.scale_by_learning_rate(learning_rate))
+    optimizer = oxs.curvature.modular_adaptive(inner, labels, alpha=alpha, beta=beta)
+
+    def update(grads, state, params=None, **extra):
+        swing = jnp.asarray(1 + state.evaluations % 2, jnp.float32)
+        found = {name: swing * 0.4**i for i, name in enumerate(state.active)}
+        return optimizer.update(grads, state, params, eigenvalues=found, **extra)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def monitored_sgd(learning_rate, decay):
@@ -177,6 +221,9 @@ RAMDA = {"learning_rate": 0.05, "strength": 0.05, "momentum": 0.4, "eps": 1e-6}
 PLAIN = {"learning_rate": 0.05, "strength": 0.05}
 RATE = {"learning_rate": 0.05}
 PONOS = {**RATE, "c": 0.5, "c_p": 0.1, "decrease_factor": 0.5, "f_star": 0.1}
+NEWTON = {**RATE, "eps": 1e-3}
+IDENTITY = {"hessian": lambda params: lambda v: v}
+DUAL = {**RATE, "damping": 0.5}
 MFAC = {**RATE, "damping": 1.0, "weight_decay": 0.1}
 EIGHT_BITS = oxs.Dynamic(block=2)
 FOUR_BITS = oxs.Dynamic(bits=4, block=2)
@@ -243,6 +290,12 @@ CASES = (
     Case("ponos", on_a_bowl(ponos), PONOS, coupled=True, searches=True),
     Case("adagrad_norm", adagrad_norm, {**RATE, "eps": 1e-3}, coupled=True),
     Case("geometric", geometric, {**RATE, "decay": 0.9}, coupled=True),
+    Case("storm", on_a_bowl(storm), {**RATE, "beta": 0.3}),
+    Case("scale_by_batch_size", on_a_bowl(for_any_batch), RATE),
+    Case("gns", on_a_bowl(newton), NEWTON, coupled=True, searches=True),
+    Case("gns_cg", on_a_bowl(newton), NEWTON, IDENTITY, coupled=True, searches=True),
+    Case("dual_gauss_newton", on_a_bowl(dual_gauss_newton), DUAL, coupled=True),
+    Case("modular_adaptive", modular, {**RATE, "alpha": 0.3, "beta": 0.1}, coupled=True),
     Case("mfac", mfac_of_two, MFAC, coupled=True, short=True),
     Case("mfac_per_leaf", mfac_of_two, MFAC, {"block": "leaf"}, short=True),
 )

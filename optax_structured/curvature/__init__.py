@@ -1,5 +1,6 @@
 """What the curvature says: products, spectra, stability, and steps that use it."""
 
+from optax_structured.curvature.density import Density, SpectrumSummary, smooth, summarize
 from optax_structured.curvature.dual_gauss_newton import (
     DualGaussNewtonState,
     dual_solution,
@@ -7,28 +8,18 @@ from optax_structured.curvature.dual_gauss_newton import (
     scale_by_dual_gauss_newton,
 )
 from optax_structured.curvature.empirical_fisher import EmpiricalFisher, empirical_fisher_ihvp
+from optax_structured.curvature.lanczos import lanczos, quadrature
+from optax_structured.curvature.masking import mask_modules
 from optax_structured.curvature.mfac import MfacState, mfac, scale_by_mfac
 from optax_structured.curvature.modules import (
     ModularState,
-    mask_modules,
-    mntk_eigenvalues,
     modular_adaptive,
     select_modules,
     temporal_stop,
 )
 from optax_structured.curvature.products import ggn_vp, hvp, output_kernel, per_example
 from optax_structured.curvature.smoothness import GnsState, gns_radius_update, scale_by_gns
-from optax_structured.curvature.spectrum import (
-    Density,
-    SpectrumSummary,
-    hessian_density,
-    lanczos,
-    layer_masks,
-    quadrature,
-    smooth,
-    spectral_density,
-    summarize,
-)
+from optax_structured.curvature.spectrum import hessian_density, layer_masks, spectral_density
 from optax_structured.curvature.stability import (
     StabilityReport,
     hutchinson,
@@ -37,6 +28,7 @@ from optax_structured.curvature.stability import (
     softmax_root,
     stability_report,
 )
+from optax_structured.curvature.tangent_kernel import mntk_eigenvalues
 
 __all__ = [
     "Density",

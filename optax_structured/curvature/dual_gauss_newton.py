@@ -10,14 +10,15 @@ import optax
 from optax_structured.curvature.products import output_kernel
 from optax_structured.states.clock import Clock, ScalarOrSchedule, is_zero, new_clock, now, tick
 from optax_structured.trees.checks import check_nonnegative, check_params
-from optax_structured.trees.precision import as_updates
+from optax_structured.trees.precision import as_updates, scalar_dtype
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
 class DualGaussNewtonState(NamedTuple):
     """State of `scale_by_dual_gauss_newton`."""
 
     clock: Clock  # steps since init, for schedules
-    damping: jax.Array  # () : of the last step
+    damping: jax.Array  # () float32 or wider: of the last step
 
 
 def mean_square(outputs: jax.Array) -> jax.Array:
@@ -97,7 +98,8 @@ def scale_by_dual_gauss_newton(
     check_nonnegative("damping", damping)
 
     def init(params: Any) -> DualGaussNewtonState:
-        return DualGaussNewtonState(new_clock(), jnp.zeros((), jnp.float32))
+        check_real("scale_by_dual_gauss_newton", params, splits=False)
+        return DualGaussNewtonState(new_clock(), jnp.zeros((), scalar_dtype(params)))
 
     def update(
         updates: Any,
@@ -114,6 +116,7 @@ def scale_by_dual_gauss_newton(
                 "scale_by_dual_gauss_newton needs the outputs of the batch, not only their "
                 "gradient: call update(grads, state, params, residual_fn=lambda params: ...)"
             )
+        check_same_tree("scale_by_dual_gauss_newton", updates, params, whose="the parameters")
         outputs: Callable[[Any], jax.Array] = residual_fn
         if batch is not None:
             outputs = lambda p: residual_fn(p, batch)  # noqa: E731

@@ -209,12 +209,19 @@ def mfac(
     check_nonnegative("learning_rate", learning_rate)
     check_nonnegative("weight_decay", weight_decay)
     return optax.chain(
+        optax.stateless(_of_the_same_tree),
         optax.add_decayed_weights(weight_decay),
         scale_by_mfac(
             num_grads, damping, momentum, block=block, mask=mask, window_dtype=window_dtype
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _of_the_same_tree(updates: Any, params: Any) -> Any:
+    if params is not None:
+        check_same_tree("mfac", updates, params, whose="the parameters")
+    return updates
 
 
 def _products(window: jax.Array, gradient: jax.Array) -> jax.Array:

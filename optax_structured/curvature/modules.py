@@ -1,14 +1,16 @@
 """MAT: train only the modules whose neural tangent kernel says that they still learn."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_structured.trees.products import dot
+from optax_structured.curvature.masking import Labels, labelled, mask_modules
+from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.trees.checks import check_nonnegative, check_share
+from optax_structured.trees.precision import scalar_dtype
 
 Mode = Literal["relative", "quantile"]
 
@@ -16,6 +18,7 @@ Mode = Literal["relative", "quantile"]
 class ModularState(NamedTuple):
     """State of `modular_adaptive`."""
 
+    clock: Clock  # steps since init, for schedules
     inner_state: Any  # of the wrapped optimizer; that of inactive modules does not change
     evaluations: jax.Array  # () int32: how often eigenvalues were given
     first: dict[str, jax.Array]  # () per module: its first eigenvalue
@@ -25,76 +28,15 @@ class ModularState(NamedTuple):
     active: dict[str, jax.Array]  # () bool per module: updated until the next evaluation
 
 
-def mntk_eigenvalues(
-    outputs: Callable[[Any], jax.Array],
-    params: Any,
-    labels: Any,
-    key: jax.Array,
-    *,
-    iterations: int = 8,
-) -> dict[str, jax.Array]:
-    r"""Largest eigenvalue of the neural tangent kernel of each module.
-
-    .. math:: \lambda_l = \lambda_{\max}(J_l J_l^\top), \qquad J_l = \partial z / \partial w_l
-
-    by power iteration: one pass forward and one backward through the model each.
-
-    Args:
-      outputs: `outputs(params)`, an array: the outputs z for 16 to 64 examples, in evaluation mode.
-      params: w.
-      labels: a tree like the parameters of names of modules, as for `optax.partition`.
-      key: of the random start.
-      iterations: 5 to 10.
-
-    Returns:
-      Eigenvalues by name, each from below. The kernels of modules add up to that of the network.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, optax_structured as oxs
-      >>> X = jnp.array([[3.0, 1.0], [0.0, 1.0]])
-      >>> found = oxs.curvature.mntk_eigenvalues(
-      ...     lambda w: X @ jnp.stack([w["a"], w["b"]]), {"a": 0.0, "b": 0.0},
-      ...     {"a": "first", "b": "second"}, jax.random.key(0),
-      ... )
-      >>> print({name: round(float(x), 3) for name, x in found.items()})
-      {'first': 9.0, 'second': 2.0}
-
-    References:
-      Shi et al., `Train Faster, Perform Better: Modular Adaptive Training in Over-Parameterized
-      Models <https://arxiv.org/abs/2405.07527>`_, NeurIPS 2023.
-    """
-    params = jax.tree.map(lambda p: jnp.asarray(p), params)
-    z, forward = jax.linearize(outputs, params)
-    backward = jax.linear_transpose(forward, params)
-    start = jax.random.normal(key, z.shape, z.dtype)
-
-    def largest(name: str) -> jax.Array:
-        def apply(v: jax.Array) -> jax.Array:
-            (gradient,) = backward(v)
-            return forward(
-                jax.tree.map(lambda g, at: g if at == name else jnp.zeros_like(g), gradient, labels)
-            )
-
-        def iterate(_: Any, v: jax.Array) -> jax.Array:
-            image = apply(v)
-            norm = jnp.sqrt(dot(image, image))
-            return image / jnp.where(norm > 0, norm, 1).astype(image.dtype)
-
-        v = jax.lax.fori_loop(0, iterations, iterate, start / jnp.sqrt(dot(start, start)))
-        return dot(v, apply(v))
-
-    return {name: largest(name) for name in sorted(set(jax.tree.leaves(labels)))}
-
-
 def select_modules(
-    eigenvalues: Mapping[str, jax.Array], alpha: float, mode: Mode = "relative"
+    eigenvalues: Mapping[str, jax.Array], alpha: Any, mode: Mode = "relative"
 ) -> dict[str, jax.Array]:
     """The modules that are informative enough to be trained until the next evaluation.
 
     Args:
       eigenvalues: of `mntk_eigenvalues`.
-      alpha: in [0, 1]. "relative": the share of the largest eigenvalue that a module has to reach,
-        about 0.1; "quantile": the share of modules that is kept, rounded up.
+      alpha: in [0, 1], may be traced. "relative": the share of the largest eigenvalue that a
+        module has to reach, about 0.1; "quantile": the share of modules that is kept, rounded up.
       mode: which; the paper leaves its threshold open to both readings.
 
     Returns:
@@ -112,25 +54,27 @@ def select_modules(
     References:
       Shi et al., `Modular Adaptive Training <https://arxiv.org/abs/2405.07527>`_, NeurIPS 2023.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha!r}")
+    check_share("alpha", alpha)
     if mode not in ("relative", "quantile"):
         raise ValueError(f"mode must be 'relative' or 'quantile', got {mode!r}")
+    if not eigenvalues:
+        return {}
     values = jnp.stack([jnp.asarray(x) for x in eigenvalues.values()])
     if mode == "relative":
         threshold = alpha * jnp.max(values)
     else:
-        kept = max(1, math.ceil(alpha * len(values)))
+        share = alpha * (1 - 1e-6)  # 0.7 times 10 is a little more than 7
+        kept = jnp.clip(jnp.ceil(share * len(values)), 1, len(values)).astype(jnp.int32)
         threshold = jnp.sort(values)[len(values) - kept]
     return {name: x >= threshold for name, x in eigenvalues.items()}
 
 
 def modular_adaptive(
     inner: optax.GradientTransformation,
-    labels: Any,
+    labels: Labels,
     *,
-    alpha: float = 0.1,
-    beta: float = 1e-3,
+    alpha: ScalarOrSchedule = 0.1,
+    beta: ScalarOrSchedule = 1e-3,
     mode: Mode = "relative",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Updates only modules whose tangent kernels are large, until they stop to change.
@@ -145,9 +89,10 @@ def modular_adaptive(
 
     Args:
       inner: any optimizer whose state `optax.tree_map_params` understands.
-      labels: a tree like the parameters of names of modules.
-      alpha: see `select_modules`; 0 lets all take part.
-      beta: at least 0; 1e-3. 0 never stops a module.
+      labels: a tree like the parameters of names of modules, or a function of the parameters to
+        one, such as the `labels` of `rules`.
+      alpha: see `select_modules`, a number or schedule; 0 lets all take part.
+      beta: at least 0, a number or schedule; 1e-3. 0 never stops a module.
       mode: see `select_modules`.
 
     Returns:
@@ -175,16 +120,18 @@ def modular_adaptive(
       Shi et al., `Modular Adaptive Training <https://arxiv.org/abs/2405.07527>`_, NeurIPS 2023; the
       rule of time follows a public port.
     """
-    select_modules({"": jnp.zeros(())}, alpha, mode)
-    if not beta >= 0:
-        raise ValueError(f"beta must be at least 0, got {beta!r}")
-    names = sorted(set(jax.tree.leaves(labels)))
+    check_share("alpha", alpha)
+    check_nonnegative("beta", beta)
+    if mode not in ("relative", "quantile"):
+        raise ValueError(f"mode must be 'relative' or 'quantile', got {mode!r}")
     masked = mask_modules(inner, labels)
 
     def init(params: Any) -> ModularState:
+        names = sorted(set(jax.tree.leaves(labelled(labels, params))))
         each = lambda x: {name: jnp.asarray(x) for name in names}  # noqa: E731
-        zero = jnp.zeros((), jnp.float32)
+        zero = jnp.zeros((), scalar_dtype(params))
         return ModularState(
+            new_clock(),
             masked.init(params),
             jnp.zeros((), jnp.int32),
             each(zero),
@@ -195,16 +142,18 @@ def modular_adaptive(
         )
 
     def evaluated(state: ModularState, found: Mapping[str, Any]) -> ModularState:
+        names = sorted(state.active)
         if sorted(found) != names:
             raise ValueError(f"eigenvalues must be of the modules {names}, got {sorted(found)}")
         count = state.evaluations
-        now = {name: jnp.asarray(found[name], jnp.float32) for name in names}
-        first = {n: jnp.where(count == 0, now[n], state.first[n]) for n in names}
-        change = {n: jnp.abs(now[n] - first[n]) for n in names}
+        values = {n: jnp.asarray(found[n], state.first[n].dtype) for n in names}
+        first = {n: jnp.where(count == 0, values[n], state.first[n]) for n in names}
+        change = {n: jnp.abs(values[n] - first[n]) for n in names}
         start = {n: jnp.where(count == 1, change[n], state.first_change[n]) for n in names}
-        stop = {n: temporal_stop(state.change[n], change[n], start[n], beta) for n in names}
+        least = now(beta, state.clock)
+        stop = {n: temporal_stop(state.change[n], change[n], start[n], least) for n in names}
         frozen = {n: state.frozen[n] | ((count >= 2) & stop[n]) for n in names}
-        chosen = select_modules(now, alpha, mode)
+        chosen = select_modules(values, now(alpha, state.clock), mode)
         active = {n: chosen[n] & ~frozen[n] for n in names}
         return state._replace(
             evaluations=count + 1,
@@ -228,12 +177,12 @@ def modular_adaptive(
         updates, inner_state = masked.update(
             updates, state.inner_state, params, active=state.active, **extra
         )
-        return updates, state._replace(inner_state=inner_state)
+        return updates, state._replace(clock=tick(state.clock), inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def temporal_stop(before: Any, change: Any, first_change: Any, beta: float) -> jax.Array:
+def temporal_stop(before: Any, change: Any, first_change: Any, beta: Any) -> jax.Array:
     r"""Whether the eigenvalue of a module has stopped to change.
 
     .. math:: |D_k - D_{k-1}| < \beta D_1
@@ -252,64 +201,3 @@ def temporal_stop(before: Any, change: Any, first_change: Any, beta: float) -> j
       True False
     """
     return jnp.abs(jnp.asarray(change) - before) < beta * jnp.asarray(first_change)
-
-
-def mask_modules(
-    inner: optax.GradientTransformation, labels: Any
-) -> optax.GradientTransformationExtraArgs:
-    """Lets `inner` update the modules that are active at each step, and leaves the rest as it is.
-
-    Like `optax.masked` with a mask that may be traced: moments of inactive modules do not decay.
-
-    Args:
-      inner: any optimizer whose state `optax.tree_map_params` understands.
-      labels: a tree like the parameters of names of modules.
-
-    Returns:
-      An optimizer whose update takes `active=`, a dictionary of booleans by name, and passes other
-      arguments on. What
-      `inner` holds beside trees like the parameters, such as counters, always goes on. Its state is
-      that of `inner`.
-
-    Raises:
-      ValueError: an update without `active`, or with one that lacks a module.
-
-    Equals `inner` with all modules active.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, optax_structured as oxs
-      >>> optimizer = oxs.curvature.mask_modules(optax.sgd(1.0), {"a": "a", "b": "b"})
-      >>> params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
-      >>> updates, _ = optimizer.update(
-      ...     {"a": jnp.ones(1), "b": jnp.ones(1)}, optimizer.init(params), params,
-      ...     active={"a": True, "b": False},
-      ... )
-      >>> print(updates["a"], updates["b"])
-      [-1.] [0.]
-    """
-    inner = optax.with_extra_args_support(inner)
-    names = set(jax.tree.leaves(labels))
-
-    def update(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        active: Mapping[str, Any] | None = None,
-        **extra: Any,
-    ) -> tuple[Any, Any]:
-        if active is None or not names <= set(active):
-            raise ValueError(
-                f"mask_modules needs to know which of {sorted(names)} are active: call "
-                "update(grads, state, params, active={name: bool, ...})"
-            )
-        stepped, new = inner.update(updates, state, params, **extra)
-        on = jax.tree.map(lambda name: jnp.asarray(active[name]), labels)
-        moves = optax.tree.map_params(
-            inner, lambda _, m: m, new, on, transform_non_params=lambda _: jnp.asarray(True)
-        )
-        kept = jax.tree.map(jnp.where, moves, new, state)
-        stepped = jax.tree.map(lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), stepped, on)
-        return stepped, kept
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -10,8 +10,13 @@ from jax.flatten_util import ravel_pytree
 
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.trees.checks import check_nonnegative, check_params, check_positive
-from optax_structured.trees.precision import as_updates, scalar_dtype
+from optax_structured.trees.precision import (
+    as_stored,
+    as_updates,
+    scalar_dtype,
+)
 from optax_structured.trees.products import norm
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 _RADIUS_MIN = 1e-9
 
@@ -22,7 +27,7 @@ class GnsState(NamedTuple):
     clock: Clock  # steps since init, for schedules
     gamma: jax.Array  # () float32 or wider: radius with which the next search starts
     value: jax.Array  # () float32 or wider: the loss where the last step ended
-    grad: Any  # like params: the gradient there
+    grad: Any  # like params, in their precision: the gradient there
     num_trials: jax.Array  # () int32: linear systems solved in the last step
 
 
@@ -102,12 +107,13 @@ def scale_by_gns(
     check_nonnegative("eps", eps)
 
     def init(params: Any) -> GnsState:
+        check_real("scale_by_gns", params, splits=False)
         dtype = scalar_dtype(params)
         return GnsState(
             new_clock(),
             jnp.full((), gamma, dtype),
             jnp.full((), jnp.inf, dtype),
-            jax.tree.map(jnp.zeros_like, params),
+            jax.tree.map(lambda p: jnp.zeros_like(jnp.asarray(p, jnp.result_type(p))), params),
             jnp.zeros((), jnp.int32),
         )
 
@@ -127,24 +133,28 @@ def scale_by_gns(
                 "scale_by_gns tries steps: call update(grads, state, params, value=value, "
                 "grad=grads, value_and_grad_fn=jax.value_and_grad(loss))"
             )
+        for tree in (updates, grad):
+            check_same_tree("scale_by_gns", tree, state.grad)
         dtype = state.gamma.dtype
-        dual, solve = _system(hessian, metric, solver, cg_iterations, params, grad)
-        size = jnp.asarray(dual(grad), dtype)
+        wide = jax.tree.map(lambda g: jnp.asarray(g, dtype), grad)  # a system has one precision
+        dual, solve = _system(hessian, metric, solver, cg_iterations, params, wide)
+        size = jnp.asarray(dual(wide), dtype)
         offset = jnp.asarray(now(eps, state.clock), dtype)
         f = jnp.asarray(value, dtype)
 
         def trial(search: _Search) -> _Search:
             damping = size / (search.gamma + offset)
             step = solve(damping)
-            reached, slope = value_and_grad_fn(optax.apply_updates(params, step))
+            point = optax.apply_updates(params, as_updates(step, updates, params))
+            reached, slope = value_and_grad_fn(point)
             reached = jnp.asarray(reached, dtype)
-            slope = jax.tree.map(lambda s, g: s.astype(g.dtype), slope, grad)
+            slope = jax.tree.map(lambda s, g: jnp.asarray(s, g.dtype), slope, wide)
             accepted, radius = gns_radius_update(search.gamma, f, reached, dual(slope), damping)
             return _Search(search.trials + 1, radius, step, reached, slope, accepted)
 
-        nowhere = jax.tree.map(jnp.zeros_like, params)
+        nowhere = jax.tree.map(jnp.zeros_like, wide)
         start = _Search(
-            jnp.zeros((), jnp.int32), state.gamma, nowhere, f, grad, ~(size > 0) | ~jnp.isfinite(f)
+            jnp.zeros((), jnp.int32), state.gamma, nowhere, f, wide, ~(size > 0) | ~jnp.isfinite(f)
         )
         found = jax.lax.while_loop(
             lambda search: ~search.accepted & (search.trials < max_trials), trial, start
@@ -156,7 +166,7 @@ def scale_by_gns(
             tick(state.clock),
             found.gamma,
             jnp.where(fine, found.value, f),
-            choose(found.grad, grad),
+            as_stored(choose(found.grad, wide), state.grad),
             found.trials,
         )
         return as_updates(choose(found.step, nowhere), updates, params), new
@@ -214,12 +224,16 @@ def _system(
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """The dual norm of a gradient, and -(H + damping B)^-1 g as a function of the damping."""
     if hessian is None and metric is None:
-        return norm, lambda damping: jax.tree.map(lambda g: -g / damping.astype(g.dtype), grad)
+        return norm, lambda damping: jax.tree.map(lambda g: -g / damping, grad)
     if solver == "cg":
         product = hessian(params) if hessian is not None else optax.tree.zeros_like
+        as_weights = lambda v, p: v.astype(jnp.result_type(p))  # noqa: E731
 
         def solve(damping: jax.Array) -> Any:
-            damped = lambda v: optax.tree.add_scale(product(v), damping, v)  # noqa: E731
+            def damped(v: Any) -> Any:
+                image = product(jax.tree.map(as_weights, v, params))
+                return jax.tree.map(lambda h, x: h.astype(x.dtype) + damping * x, image, v)
+
             solution, _ = jax.scipy.sparse.linalg.cg(damped, grad, tol=1e-6, maxiter=iterations)
             return optax.tree.scale(-1, solution)
 

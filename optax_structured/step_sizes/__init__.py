@@ -20,11 +20,10 @@ from optax_structured.step_sizes.gradient_noise import (
 )
 from optax_structured.step_sizes.line_search import (
     PonosState,
-    polyak_initial_step,
     ponos,
     scale_by_ponos,
-    zhang_hager_reference,
 )
+from optax_structured.step_sizes.polyak import polyak_initial_step, zhang_hager_reference
 from optax_structured.step_sizes.refinement import (
     RecordNormsState,
     interpolated_schedule,

@@ -10,6 +10,7 @@ from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, no
 from optax_structured.states.roles import Factor
 from optax_structured.trees.checks import check_nonnegative, check_positive
 from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
 class AdagradNormState(NamedTuple):
@@ -54,12 +55,15 @@ def scale_by_adagrad_norm(
     check_nonnegative("eps", eps)
 
     def init(params: Any) -> AdagradNormState:
+        check_real("scale_by_adagrad_norm", params)
         start = jnp.full((), initial_accumulator, scalar_dtype(params))
         return AdagradNormState(new_clock(), start)
 
     def update(
         updates: Any, state: AdagradNormState, params: Any = None, **_: Any
     ) -> tuple[Any, AdagradNormState]:
+        if params is not None:
+            check_same_tree("scale_by_adagrad_norm", updates, params, whose="the parameters")
         dtype = at_least_float32(state.total).dtype
         wide = jax.tree.map(at_least_float32, updates)
         total = at_least_float32(state.total)

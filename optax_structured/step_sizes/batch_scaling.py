@@ -10,6 +10,8 @@ import numpy as np
 import optax
 
 from optax_structured.states.clock import ScalarOrSchedule
+from optax_structured.trees.precision import as_updates, at_least_float32
+from optax_structured.trees.tree_checks import check_same_tree
 
 Rule = Literal["linear", "sqrt", "none"]
 
@@ -110,14 +112,17 @@ def scale_by_batch_size(
     def update(
         updates: Any, state: Any, params: Any = None, *, batch_size: Any = None, **_: Any
     ) -> tuple[Any, Any]:
-        del params
         if batch_size is None:
             raise ValueError(
                 "scale_by_batch_size needs the batch size of the step: call update(grads, state, "
                 "params, batch_size=...)"
             )
+        if params is not None:
+            check_same_tree("scale_by_batch_size", updates, params, whose="the parameters")
         factor = jnp.asarray(_factor(base_batch, batch_size, rule, critical_batch, dataset_size))
-        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state
+        wide = jax.tree.map(at_least_float32, updates)
+        scaled = jax.tree.map(lambda u: u * factor.astype(u.dtype), wide)
+        return as_updates(scaled, updates, params), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

@@ -11,6 +11,7 @@ from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, no
 from optax_structured.trees import products
 from optax_structured.trees.checks import check_nonnegative, check_share
 from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
 def decaying_normalized_step(
@@ -63,9 +64,15 @@ def decaying_normalized_step(
         raise ValueError(f"norm must be 'global' or a function of the gradients, got {norm!r}")
     size: Callable[[Any], Any] = norm if callable(norm) else products.norm
 
+    def start(params: Any) -> Clock:
+        check_real("decaying_normalized_step", params)
+        return new_clock()
+
     def update(
         updates: Any, state: Clock, params: Any = None, *, normalizer: Any = None, **_: Any
     ) -> tuple[Any, Clock]:
+        if params is not None:
+            check_same_tree("decaying_normalized_step", updates, params, whose="the parameters")
         wide = jax.tree.map(at_least_float32, updates)
         dtype = scalar_dtype(wide)
         by = jnp.asarray(size(wide) if normalizer is None else normalizer, dtype)
@@ -75,4 +82,4 @@ def decaying_normalized_step(
         scaled = jax.tree.map(lambda g: g * factor.astype(g.dtype), wide)
         return as_updates(scaled, updates, params), tick(state)
 
-    return optax.GradientTransformationExtraArgs(lambda params: new_clock(), update)
+    return optax.GradientTransformationExtraArgs(start, update)

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.step_sizes.polyak import polyak_initial_step, zhang_hager_reference
 from optax_structured.trees.checks import (
     check_nonnegative,
     check_params,
     check_positive,
     check_share,
 )
-from optax_structured.trees.precision import scalar_dtype
+from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype
 from optax_structured.trees.products import dot, norm
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 # The step of the published code where no trial was accepted, and the gradient below which it stays.
 _LAST_RESORT = 1e-6
@@ -33,6 +35,7 @@ class PonosState(NamedTuple):
     average: jax.Array  # () float32 or wider: weighted average of the losses so far
     weight: jax.Array  # () float32 or wider: their weights together
     num_backtracks: jax.Array  # () int32: of the last step
+    num_trials: jax.Array  # () int32: losses evaluated for them, with the accepted one
     value: jax.Array  # () float32 or wider: the loss where the last step ended, on its batch
     grad: Any  # None; with store_grad like params: the gradient there
 
@@ -68,7 +71,8 @@ def scale_by_ponos(
 
     up to rounding of the loss, after which :math:`l \leftarrow \max(l + e - 1, 0)`: on average
     there is at most one backtrack a step, and none while l stays 0. A step is one gradient and e+1
-    losses.
+    losses, less those of trials that only a loss below :math:`f^*` could pass: they are counted
+    as backtracks without being evaluated.
 
     Args:
       c: required decrease, in [0, 1], as a share of the slope, a number or schedule; 0.5.
@@ -78,8 +82,9 @@ def scale_by_ponos(
         average, 0 the monotone search.
       max_learning_rate: :math:`\eta_{\max}`, a number or schedule; 10, and 1e10 for convex losses.
       min_learning_rate: :math:`\eta_{\min}` of the first trial, a number or schedule.
-      f_star: smallest loss possible, a number or schedule. Set it where the loss has a floor
-        (label smoothing, weight decay): otherwise every step backtracks from far too long a start.
+      f_star: a loss that no trial can be below, a number or schedule. Set it where the loss has a
+        floor (label smoothing, weight decay): otherwise every step backtracks from far too long a
+        start.
       max_backtracks: trials of a search. After that the step is 1e-6, as published.
       memory: whether l is used; it is counted in any case.
       sufficient_decrease: "slope", or a function `(updates, grad) -> ()` that takes the place of s
@@ -98,7 +103,8 @@ def scale_by_ponos(
       value_fn have to be averages over all of them, so that each takes the same decision.
 
     Raises:
-      ValueError: a missing argument of the update, a value out of the ranges above.
+      ValueError: a missing argument of the update, gradients of another tree than the parameters,
+        complex leaves, a value out of the ranges above.
 
     Equals, for `xi=0` without memory where Polyak's step is above `max_learning_rate`,
     `optax.scale_by_backtracking_linesearch` with `slope_rtol=c, increase_factor=inf`.
@@ -139,12 +145,14 @@ def scale_by_ponos(
         )
 
     def init(params: Any) -> PonosState:
+        check_real("scale_by_ponos", params, splits=False)
         dtype = scalar_dtype(params)
         zero = functools.partial(jnp.zeros, (), dtype)
         count = functools.partial(jnp.zeros, (), jnp.int32)
         grad = jax.tree.map(jnp.zeros_like, params) if store_grad else None
         value = jnp.full((), jnp.inf, dtype)
-        return PonosState(new_clock(), zero(), count(), zero(), zero(), count(), value, grad)
+        counts = count(), count()
+        return PonosState(new_clock(), zero(), count(), zero(), zero(), *counts, value, grad)
 
     def update(
         updates: Any,
@@ -165,6 +173,8 @@ def scale_by_ponos(
             )
         if jnp.shape(value) != ():
             raise ValueError(f"value must be a scalar loss, got shape {jnp.shape(value)}")
+        for tree in (updates, grad):
+            check_same_tree("scale_by_ponos", tree, params, whose="the parameters")
         dtype = state.average.dtype
         loss = _bound(value_fn, extra)
         number = lambda x: jnp.asarray(now(x, state.clock), dtype)  # noqa: E731
@@ -178,19 +188,28 @@ def scale_by_ponos(
         average, weight = zhang_hager_reference(state.average, state.weight, f, number(xi))
         reference = jnp.maximum(average, f)
         slack = atol + (rtol + 4 * jnp.finfo(dtype).eps) * jnp.abs(reference)
-        first = polyak_initial_step(f, slope, number(c_p), number(f_star))
+        lowest, power = number(f_star), lambda e: shrink ** e.astype(dtype)
+        first = polyak_initial_step(f, slope, number(c_p), lowest)
         if memory:
-            first = first * shrink**state.memory
+            first = first * power(state.memory)
         first = jnp.clip(first, number(min_learning_rate), number(max_learning_rate))
+        # Steps so long that only a loss below the smallest one could pass: not worth a loss.
+        steps = first * power(jnp.arange(max_backtracks - 1))
+        hopeless = (f > lowest) & (reference - ask * steps * slope + slack < lowest)
+        skipped = jnp.sum(hopeless, dtype=jnp.int32)
 
         known = jnp.isfinite(f) & jnp.isfinite(slope) & (slope >= 0)
-        moves = known & ~flat & (f != number(f_star)) & (slope > 0)
+        moves = known & ~flat & (f != lowest) & (slope > 0)
+        wide = jax.tree.map(at_least_float32, updates)
+        scaled = lambda step: as_updates(  # noqa: E731
+            jax.tree.map(lambda u: u * step.astype(u.dtype), wide), updates, params
+        )
 
         def trial(search: _Search) -> _Search:
             exhausted = search.backtracks + 1 >= max_backtracks
             again = jnp.where(exhausted, jnp.asarray(_LAST_RESORT, dtype), search.step * shrink)
             step = jnp.where(search.trials == 0, search.step, again)
-            point = optax.apply_updates(params, _scaled(updates, step))
+            point = optax.apply_updates(params, scaled(step))
             if store_grad:
                 reached, pullback = jax.vjp(loss, point)
             else:
@@ -207,11 +226,13 @@ def scale_by_ponos(
 
         start = _Search(
             jnp.zeros((), jnp.int32),
-            jnp.zeros((), jnp.int32),
-            first,
+            jnp.where(moves, skipped, 0),
+            first * power(skipped),
             f,
             ~moves,
-            jax.tree.map(lambda g, s: g.astype(s.dtype), grad, state.grad) if store_grad else None,
+            jax.tree.map(lambda g, s: jnp.asarray(g, s.dtype), grad, state.grad)
+            if store_grad
+            else None,
         )
         found = jax.lax.while_loop(lambda search: ~search.accepted, trial, start)
 
@@ -224,13 +245,12 @@ def scale_by_ponos(
             average=jnp.where(known, average, state.average),
             weight=jnp.where(known, weight, state.weight),
             num_backtracks=found.backtracks,
+            num_trials=found.trials,
             value=found.value,
             grad=found.grad,
         )
         # A direction that is not finite times 0 would be NaN.
-        stay = functools.partial(jax.tree.map, jnp.zeros_like)
-        scaled = _scaled(updates, step)
-        return jax.tree.map(lambda u, z: jnp.where(moves, u, z), scaled, stay(scaled)), new
+        return jax.tree.map(lambda u: jnp.where(moves, u, jnp.zeros_like(u)), scaled(step)), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -275,53 +295,6 @@ def ponos(
     return optax.chain(*first, optax.scale(-1.0), scale_by_ponos(**settings))
 
 
-def zhang_hager_reference(
-    average: jax.Array, weight: jax.Array, value: jax.Array, xi: Any
-) -> tuple[jax.Array, jax.Array]:
-    r"""Average of losses with weights that fall by xi a step.
-
-    .. math:: Q' = \xi Q + 1, \qquad C' = (\xi Q C + f)/Q'
-
-    Args:
-      average: C, () ; anything before the first loss.
-      weight: Q, () ; 0 before the first loss.
-      value: f, () , the new loss.
-      xi: in [0, 1]; 1 is the plain average, 0 the last loss.
-
-    Returns:
-      `(average, weight)` with the new loss.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> average, weight = zhang_hager_reference(jnp.array(2.0), jnp.array(1.0), 4.0, 1.0)
-      >>> print(average, weight)
-      3.0 2.0
-    """
-    total = xi * weight + 1
-    return (xi * weight * average + value) / total, total
-
-
-def polyak_initial_step(value: Any, slope: Any, c_p: Any = 0.1, f_star: Any = 0.0) -> jax.Array:
-    r"""Polyak's step for a loss whose smallest value is known.
-
-    .. math:: \max(f - f^*, 0)\, /\, (c_p\, s + 10^{-8})
-
-    Args:
-      value: f, () .
-      slope: s, () : the squared norm of the gradient, or its product with a descent direction.
-      c_p: divides the step, above 0.
-      f_star: the smallest value that f can have.
-
-    Returns:
-      The step, () , not clipped.
-
-    Example:
-      >>> print(f"{polyak_initial_step(0.5, 1.0):.2f}")
-      5.00
-    """
-    return jnp.maximum(value - f_star, 0) / (c_p * slope + 1e-8)
-
-
 class _Search(NamedTuple):
     trials: jax.Array
     backtracks: jax.Array
@@ -329,10 +302,6 @@ class _Search(NamedTuple):
     value: jax.Array
     accepted: jax.Array
     grad: Any
-
-
-def _scaled(updates: Any, step: jax.Array) -> Any:
-    return jax.tree.map(lambda u: u * step.astype(u.dtype), updates)
 
 
 def _bound(value_fn: Callable[..., Any], extra: dict[str, Any]) -> Callable[[Any], Any]:

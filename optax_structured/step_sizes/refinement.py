@@ -11,6 +11,7 @@ import optax
 from optax_structured.states.clock import Clock, new_clock, tick
 from optax_structured.states.roles import Factor
 from optax_structured.trees.precision import at_least_float32, scalar_dtype
+from optax_structured.trees.tree_checks import check_real
 
 _WEIGHTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sgd": lambda norms: norms**-2.0,
@@ -66,6 +67,7 @@ def record_norms(
             raise ValueError(f"{name} must be a whole number above 0, got {count!r}")
 
     def init(params: Any) -> RecordNormsState:
+        check_real("record_norms", params)
         return RecordNormsState(new_clock(), jnp.zeros(capacity, scalar_dtype(params)))
 
     def update(

@@ -11,6 +11,7 @@ from optax_structured.states.roles import FirstMoment
 from optax_structured.trees.checks import check_fraction
 from optax_structured.trees.paths import is_hole
 from optax_structured.trees.precision import at_least_float32, scalar_dtype
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
 class SignAgreementState(NamedTuple):
@@ -61,6 +62,7 @@ def sign_agreement(decay: ScalarOrSchedule = 0.9) -> optax.GradientTransformatio
     check_fraction("decay", decay)
 
     def init(params: Any) -> SignAgreementState:
+        check_real("sign_agreement", params)
         dtype = scalar_dtype(params)
         signs = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
         return SignAgreementState(new_clock(), jnp.zeros((), dtype), signs, jnp.zeros((), dtype))
@@ -69,6 +71,7 @@ def sign_agreement(decay: ScalarOrSchedule = 0.9) -> optax.GradientTransformatio
         updates: Any, state: SignAgreementState, params: Any = None, **_: Any
     ) -> tuple[Any, SignAgreementState]:
         del params
+        check_same_tree("sign_agreement", updates, state.signs)
         dtype = state.total.dtype
         share = jnp.asarray(now(decay, state.clock), dtype)
         total = share * state.total + (1 - share)

@@ -10,7 +10,8 @@ from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, no
 from optax_structured.states.roles import Estimate
 from optax_structured.trees.checks import check_share
 from optax_structured.trees.paths import is_hole
-from optax_structured.trees.precision import at_least_float32
+from optax_structured.trees.precision import as_updates, at_least_float32
+from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 
 class StormState(NamedTuple):
@@ -69,6 +70,7 @@ def storm(beta: ScalarOrSchedule = 0.1) -> optax.GradientTransformationExtraArgs
     check_share("beta", beta)
 
     def init(params: Any) -> StormState:
+        check_real("storm", params, splits=False)
         return StormState(
             clock=new_clock(),
             steps=jnp.zeros((), jnp.int32),
@@ -83,12 +85,12 @@ def storm(beta: ScalarOrSchedule = 0.1) -> optax.GradientTransformationExtraArgs
         grads_prev: Any = None,
         **_: Any,
     ) -> tuple[Any, StormState]:
-        del params
         if grads_prev is None:
             raise ValueError(
                 "storm needs the gradient of this batch at the previous parameters too: call "
                 "update(grads, state, params, grads_prev=jax.grad(loss)(previous, batch))"
             )
+        check_same_tree("storm", updates, state.estimate)
         # No estimate yet: the whole of it is replaced.
         share = jnp.where(state.steps == 0, 1.0, now(beta, state.clock))
 
@@ -98,7 +100,7 @@ def storm(beta: ScalarOrSchedule = 0.1) -> optax.GradientTransformationExtraArgs
         # `optax.masked` and `optax.partition` cut holes into updates, not into grads_prev.
         estimate = jax.tree.map(move, updates, state.estimate, grads_prev, is_leaf=is_hole)
         steps = optax.safe_increment(state.steps)
-        updates = jax.tree.map(lambda z, g: z.astype(g.dtype), estimate, updates)
+        updates = as_updates(estimate, updates, params)
         return updates, StormState(tick(state.clock), steps, estimate)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -124,6 +126,7 @@ def corrected_average(
     >>> print(corrected_average(jnp.ones(()), jnp.array(4.0), jnp.array(3.0), 0.5, 0.5))
     3.0
     """
-    new, old = new.astype(estimate.dtype), old.astype(estimate.dtype)
-    share, correction = (jnp.asarray(x, estimate.dtype) for x in (share, correction))
+    new, old, share, correction = (
+        jnp.asarray(x, estimate.dtype) for x in (new, old, share, correction)
+    )
     return (1 - share) * estimate + share * new + correction * (new - old)

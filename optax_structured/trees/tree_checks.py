@@ -51,8 +51,13 @@ parameters that are updated; leave leaves out with optax.masked or optax.partiti
     )
 
 
-def check_real(element: str, tree: Any) -> None:
+def check_real(element: str, tree: Any, *, splits: bool = True) -> None:
     """Raises ValueError for a tree with a complex leaf.
+
+    Args:
+      element: who asks, for the message.
+      tree: its leaves.
+      splits: whether the wrapper of optax that splits leaves will do: it passes no extra arguments.
 
     >>> check_real("galore", {"phase": 1j})
     Traceback (most recent call last):
@@ -62,8 +67,10 @@ optax.contrib.split_real_and_imaginary, which makes two real leaves of it
     for name, leaf in named_leaves(tree):
         dtype = jnp.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise ValueError(
-                f"{element} takes real leaves, and {name!r} is {dtype.name}: wrap the whole "
-                "optimizer in optax.contrib.split_real_and_imaginary, which makes two real leaves "
-                "of it"
+            remedy = (
+                "wrap the whole optimizer in optax.contrib.split_real_and_imaginary, which makes "
+                "two real leaves of it"
+                if splits
+                else "make two real leaves of it, which the loss puts together"
             )
+            raise ValueError(f"{element} takes real leaves, and {name!r} is {dtype.name}: {remedy}")

@@ -23,6 +23,8 @@ DTYPES_OF_THEIR_OWN = {
     "ramda_keep_point": "the prox point is recorded in the dtype of the parameters",
     "galore_lazy_rotate": "similarities of subspaces are float32, whatever the parameters are",
     "q_galore_lazy": "the same",
+    "gns": "optax reads the stored gradient in the dtype of the parameters",
+    "gns_cg": "the same",
     "q_galore_lazy_on_grid": "the same",
 }
 ON_A_GRID = {
@@ -30,7 +32,7 @@ ON_A_GRID = {
 }
 
 # No more than a number times what comes in.
-AS_WIDE_AS_GRADIENTS = {"monitored_sgd", "ponos"}
+AS_WIDE_AS_GRADIENTS = {"monitored_sgd"}
 NARROW = AS_WIDE_AS_GRADIENTS | {"sgd_then_prox"}  # optax.sgd multiplies in their precision
 
 
