@@ -14,7 +14,9 @@ def lanczos(product: Product, start: Any, order: int) -> tuple[jax.Array, jax.Ar
 
     All vectors are orthogonalised twice against all earlier ones, which takes `order` copies of
     the parameters. One `scan`: compile time does not depend on the order. Where the space is
-    exhausted, all later numbers are 0.
+    exhausted, all later numbers are 0. Vectors stay trees, and sharded leaves sharded:
+    `matfree.decomp.tridiag_sym`, which gives the same numbers, takes one flat vector, for which
+    sharded parameters have to be gathered.
 
     Args:
       product: symmetric, of trees like `start`.

@@ -83,6 +83,9 @@ def test_linear_models_are_solved_in_one_step_and_damping_leads_to_the_gradient(
     step = direction(scale_by_dual_gauss_newton(0.0), params, residual_fn=residual)
     after = jax.tree.map(jnp.subtract, params, step)
     np.testing.assert_allclose(residual(after), 0, atol=1e-12)
+    after = jax.tree.map(lambda p, d: p - 0.3 * d, params, step)
+    ratio = mean_square(residual(after)) / mean_square(residual(params))
+    np.testing.assert_allclose(ratio, (1 - 0.3) ** 2, rtol=1e-10)
     grad = jax.grad(lambda p: mean_square(residual(p)))(params)
     far = direction(scale_by_dual_gauss_newton(1e9), params, residual_fn=residual)
     for leaf in params:

@@ -109,6 +109,10 @@ def test_units(x64):
     _, plain = directions(scale_by_mfac(3, 0.1), grads)
     _, scaled = directions(scale_by_mfac(3, 10.0), jax.tree.map(lambda g: 10 * g, grads))
     assert_close(flat(scaled) * 10, flat(plain), 1e-10)
+    same = jax.tree.map(lambda g: jnp.broadcast_to(g[0], g.shape), grads)  # all of the window
+    _, repeated = directions(scale_by_mfac(3, 0.1), same)
+    g = flat(same)[-1]
+    np.testing.assert_allclose(flat(repeated)[-1], g / (0.1 + g @ g), rtol=1e-10)
     _, damped = directions(scale_by_mfac(3, 1e12), grads)
     assert_close(flat(damped) * 1e12, flat(grads), 1e-9)
 

@@ -46,6 +46,9 @@ def test_eigenvalues_are_those_of_the_kernels_which_add_up():
     scaled = mntk_eigenvalues(lambda w: 3 * outputs(w), w, LABELS, jax.random.key(0), iterations=40)
     for name in found:
         np.testing.assert_allclose(scaled[name], 9 * found[name], rtol=1e-4)
+    again = mntk_eigenvalues(outputs, w, LABELS, jax.random.key(1), iterations=40)
+    for name in found:
+        np.testing.assert_allclose(again[name], found[name], rtol=1e-4)
     for alpha, mode in ((0.3, "relative"), (0.5, "quantile"), (0.0, "relative")):
         chosen = select_modules(found, alpha, mode)
         assert chosen == select_modules(scaled, alpha, mode)
@@ -56,6 +59,10 @@ def test_quantiles_keep_a_share():
     values = {name: jnp.asarray(x) for name, x in zip("abcd", (3.0, 1.0, 4.0, 2.0), strict=True)}
     kept = {name for name, on in select_modules(values, 0.3, "quantile").items() if on}
     assert kept == {"a", "c"}
+    ten = {str(i): jnp.asarray(float(i)) for i in range(10)}
+    assert sum(map(int, select_modules(ten, 0.7, "quantile").values())) == 7
+    traced = jax.jit(lambda alpha: select_modules(values, alpha, "quantile"))(0.3)
+    assert {name for name, on in traced.items() if on} == kept
 
 
 def test_inactive_modules_do_not_change_at_all():
@@ -79,6 +86,10 @@ def test_one_module_is_ordinary_training():
     w = params()
     labels = jax.tree.map(lambda _: "all", w)
     ours, plain = modular_adaptive(optax.adam(0.1), labels), optax.adam(0.1)
+    by_function = modular_adaptive(optax.adam(0.1), lambda w: jax.tree.map(lambda _: "all", w))
+    u, _ = by_function.update(w, by_function.init(w), w)
+    v, _ = ours.update(w, ours.init(w), w)
+    jax.tree.map(np.testing.assert_array_equal, u, v)
     u, _ = ours.update(w, ours.init(w), w, eigenvalues={"all": jnp.array(2.0)})
     v, _ = plain.update(w, plain.init(w), w)
     jax.tree.map(np.testing.assert_array_equal, u, v)

@@ -124,6 +124,17 @@ def test_scale_of_the_loss_does_not_matter(x64):
     assert_close(other[1], plain[1], 1e-7)
 
 
+def test_affine_maps_of_the_parameters_do_not_matter(x64):
+    """w = S v with the metric S' S: the same points."""
+    S = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3)) + 2 * np.eye(3))
+    w = jnp.array([3.0, -2.0, 1.0], float)
+    loss = lambda w: jnp.sum(jnp.cosh(w))  # noqa: E731
+    mapped = lambda v: loss(S @ v)  # noqa: E731
+    plain = steps(scale_by_gns(jax.hessian(loss)), loss, w, 4)[1]
+    there = scale_by_gns(jax.hessian(mapped), metric=S.T @ S)
+    assert_close(steps(there, mapped, jnp.linalg.solve(S, w), 4)[1] @ S.T, plain, 1e-8)
+
+
 def test_indefinite_systems_and_nan_are_failed_trials():
     saddle = lambda w: w[0] ** 4 + w[1] ** 4 - 5 * w[0] ** 2 * w[1] ** 2  # noqa: E731
     w = jnp.array([1.0, 1.0])

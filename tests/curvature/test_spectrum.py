@@ -1,12 +1,14 @@
 """Spectra and stability: recorded files, closed forms, and simulated SGD."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_files import load, names
+from hlo import all_collectives, shapes_of
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tolerances import EIGENVALUES, GOLDEN, assert_close
@@ -94,6 +96,11 @@ def test_exhausted_spaces_have_no_weight():
     np.testing.assert_allclose([summary.smallest, summary.largest], [2, 5], rtol=1e-5)
 
 
+def test_the_order_does_not_change_the_program():
+    traced = [jax.make_jaxpr(lambda v, k=k: lanczos(lambda x: 2 * x, v, k)) for k in (4, 64)]
+    assert len({str(f(jnp.ones(5))).count("\n") for f in traced}) == 1
+
+
 def test_agrees_with_matfree(x64):
     decomp = pytest.importorskip("matfree.decomp")
     A, v = symmetric(12), jnp.arange(1.0, 13.0)
@@ -154,7 +161,10 @@ def test_sharded_parameters_stay_sharded():
     loss = lambda w, batch: jnp.sum(batch * w**2)  # noqa: E731
     density = jax.jit(lambda w: hessian_density(loss, w, 2.0, jax.random.key(0), order=2, probes=1))
     with jax.set_mesh(mesh):
-        found = density(w)
+        compiled = density.lower(w).compile()
+        found = compiled(w)
+    gathered = [x for x in all_collectives(compiled.as_text()) if "all-gather" in x]
+    assert max((math.prod(s) for x in gathered for s in shapes_of(x)), default=0) < w.size
     np.testing.assert_allclose(summarize(found).largest, 4.0, rtol=1e-5)
 
 
@@ -256,6 +266,7 @@ def test_cross_entropy_folds_its_root_into_the_outputs(x64):
     z = jax.nn.logsumexp
     H = jax.hessian(lambda f: jnp.mean(z(X @ f.reshape(2, 3), axis=-1)))(w.ravel())
     np.testing.assert_allclose(report.trace, jnp.trace(H), rtol=1e-9)
+    np.testing.assert_allclose(report.fro, jnp.linalg.norm(H), rtol=1e-9)
     np.testing.assert_allclose(report.lambda_max, jnp.linalg.eigvalsh(H)[-1], rtol=1e-9)
 
 

@@ -10,7 +10,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tolerances import LINE_SEARCH, ROUNDING, assert_close
 
-from optax_structured.step_sizes import ponos, scale_by_ponos, zhang_hager_reference
+from optax_structured.step_sizes import (
+    polyak_initial_step,
+    ponos,
+    scale_by_ponos,
+    zhang_hager_reference,
+)
 
 SETTINGS = {
     "c": "c",
@@ -60,6 +65,7 @@ def test_golden(name):
         params, state = step(params, state, X[rows], y[rows])
         search = state[-1]
         assert search.num_backtracks + 1 == scalars["n_trials"][t], t
+        assert search.num_trials <= scalars["n_trials"][t], t
         assert search.memory == scalars["lk_after"][t], t
         found = (search.learning_rate, search.average, search.weight, search.value)
         recorded = [scalars[key][t] for key in ("step", "C", "Q", "loss_next")]
@@ -85,10 +91,20 @@ def _search(search, state, w, loss, changes):
 
 
 def test_quadratic_from_polyak_start():
-    """5/L, 2.5/L, 1.25/L, 0.625/L; the next search starts two backtracks lower and succeeds."""
-    search, w = scale_by_ponos(), jnp.array([3.0, 4.0])
-    w, state = search_once(search, search.init(w), w)
+    """5/L, 2.5/L, 1.25/L, 0.625/L; the next search starts two backtracks lower and succeeds.
+
+    Only a loss below 0 could pass the first three trials: none is evaluated.
+    """
+    search, w, seen = scale_by_ponos(), jnp.array([3.0, 4.0]), []
+
+    def counted(w):
+        jax.debug.callback(lambda: seen.append(1))
+        return square(w)
+
+    w, state = search_once(search, search.init(w), w, counted)
+    jax.effects_barrier()
     assert (state.num_backtracks, state.memory) == (3, 2)
+    assert len(seen) == state.num_trials == 1
     assert_close(state.learning_rate, 0.625, ROUNDING["float32"])
     w, state = search_once(search, state, w)
     assert (state.num_backtracks, state.memory) == (0, 1)
@@ -203,25 +219,80 @@ def test_adam_direction_decreases_along_its_slope():
     assert square(w + updates) <= value - 0.1 * rate * jnp.sum(grad)
 
 
-@pytest.mark.slow
-def test_eight_devices_take_the_decisions_of_one():
-    X = jax.random.normal(jax.random.key(2), (16, 3))
+def test_a_loss_below_the_smallest_one_is_evaluated_as_ever():
+    """The start is the least step then, and what a trial could reach is not known."""
+    search, w = scale_by_ponos(min_learning_rate=0.5), jnp.array([3.0, 4.0])
+    value, grad = jax.value_and_grad(square)(w)
+    updates, state = search.update(
+        -grad, search.init(w), w, value=value - 50, grad=grad, value_fn=lambda w: square(w) - 50
+    )
+    assert (state.num_backtracks, state.num_trials) == (0, 1)
+    assert_close(updates, -0.5 * w, ROUNDING["float32"])
+
+
+def test_a_loss_with_a_floor_is_searched_as_the_one_without():
+    start = lambda f_star: polyak_initial_step(3.0, 2.0, 0.5, f_star)  # noqa: E731
+    np.testing.assert_allclose([start(x) for x in (0.0, 2.0, 4.0)], [3.0, 1.0, 0.0], rtol=1e-6)
+    search, w = scale_by_ponos(f_star=10.0), jnp.array([3.0, 4.0])
+    raised = {"value": square(w) + 10, "value_fn": lambda w: square(w) + 10}
+    w, state = search_once(search, search.init(w), w, **raised)
+    assert (state.num_backtracks, state.num_trials) == (3, 1)
+    assert_close(state.learning_rate, 0.625, ROUNDING["float32"])
+
+
+def test_a_decrease_below_rounding_passes():
+    """4 roundings of the reference, 2^-21 here: at c = 1 the step has to be halved once."""
+    w, grad = jnp.zeros(1), jnp.full(1, 2.0**-10)
+    for c, backtracks in ((0.25, 0), (1.0, 1)):
+        search = scale_by_ponos(c=c, max_learning_rate=1.0)
+        _, state = search.update(
+            -grad, search.init(w), w, value=1.0, grad=grad, value_fn=lambda w: jnp.ones(())
+        )
+        assert state.num_backtracks == backtracks
+
+
+def test_another_measure_of_the_decrease_takes_the_place_of_the_slope():
+    measure = lambda updates, grad: 4 * jnp.sum(grad**2)  # noqa: E731
+    search, w = scale_by_ponos(sufficient_decrease=measure, c=0.05), jnp.array([3.0, 4.0])
+    w, state = search_once(search, search.init(w), w)
+    assert_close(state.learning_rate, 1.25, ROUNDING["float32"])  # 12.5 / (0.1 * 4 * 25)
+    assert state.num_backtracks == 0
+
+
+def in_a_loop(step, w, state, batches):
+    searches = []
+    for batch in batches:
+        w, state = step(w, state, *batch)
+        searches.append(state[-1])
+    return w, jax.tree.map(lambda *x: jnp.stack(x), *searches)
+
+
+def test_the_same_decisions_without_jit_in_a_scan_and_on_eight_devices():
+    X = jax.random.normal(jax.random.key(2), (3, 16, 3))
     y = X @ jnp.array([1.0, -2.0, 0.5])
-    optimizer = ponos()
+    optimizer, w = ponos(), jnp.zeros(3)
     step = step_of(optimizer, lambda w, X, y: jnp.mean((X @ w - y) ** 2))
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    spread = NamedSharding(mesh, P("data"))
-    w = jnp.zeros(3)
-    runs = []
-    for batch in ((X, y), jax.device_put((X, y), spread)):
-        params, state = w, optimizer.init(w)
-        taken = []
-        for _ in range(3):
-            params, state = step(params, state, *batch)
-            taken.append((int(state[-1].num_backtracks), float(state[-1].learning_rate)))
-        runs.append((taken, params))
-    assert [n for n, _ in runs[0][0]] == [n for n, _ in runs[1][0]]
-    assert_close(runs[1][1], runs[0][1], 1e-4)
+    start = optimizer.init(w)
+    spread = NamedSharding(jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,)), P(None, "d"))
+
+    def body(carry, batch):
+        carry = step(*carry, *batch)
+        return carry, carry[1][-1]
+
+    scanned, searches = jax.jit(lambda w: jax.lax.scan(body, (w, start), (X, y)))(w)
+    runs = {
+        "scan": (scanned[0], searches),
+        "jit": in_a_loop(step, w, start, zip(X, y, strict=True)),
+        "devices": in_a_loop(step, w, start, zip(*jax.device_put((X, y), spread), strict=True)),
+    }
+    with jax.disable_jit():
+        runs["no jit"] = in_a_loop(step, w, start, zip(X, y, strict=True))
+    for way, (end, found) in runs.items():
+        for field in ("num_backtracks", "num_trials", "memory"):
+            taken, expected = getattr(found, field).tolist(), getattr(searches, field).tolist()
+            assert taken == expected, (way, field)
+        assert_close(found.learning_rate, searches.learning_rate, 1e-5)
+        assert_close(end, scanned[0], 1e-4)
 
 
 def test_vmap_searches_each_member():
@@ -231,3 +302,34 @@ def test_vmap_searches_each_member():
     after, states = jax.vmap(lambda w, s: search_once(search, s, w))(ws, states)
     assert states.num_backtracks.tolist() == [3, 0]
     np.testing.assert_array_equal(after[1], 0)
+
+
+def updated(**changes):
+    w = jnp.array([3.0, 4.0])
+    arguments = {"params": w, "value": 12.5, "grad": w, "value_fn": square} | changes
+    search = scale_by_ponos()
+    return lambda: search.update(-w, search.init(w), **arguments)
+
+
+MISSING = "evaluates the loss of the current batch: call update.*value_fn=loss"
+MISUSE = {
+    "c": (lambda: scale_by_ponos(c=1.5), r"c must be in \[0, 1\]"),
+    "c_p": (lambda: scale_by_ponos(c_p=0.0), "c_p must be a finite number above 0"),
+    "xi": (lambda: scale_by_ponos(xi=-0.1), r"xi must be in \[0, 1\]"),
+    "factor": (lambda: ponos(decrease_factor=2.0), r"decrease_factor must be in \[0, 1\]"),
+    "trials": (lambda: ponos(max_backtracks=0), "max_backtracks must be a whole number above 0"),
+    "measure": (lambda: ponos(sufficient_decrease="norm"), "must be 'slope' or a function"),
+    "value": (updated(value=None), MISSING),
+    "grad": (updated(grad=None), MISSING),
+    "value_fn": (updated(value_fn=None), MISSING),
+    "vector": (updated(value=jnp.ones(2)), r"value must be a scalar loss, got shape \(2,\)"),
+    "params": (updated(params=None), "needs the current parameters"),
+    "tree": (updated(grad={"w": jnp.ones(2)}), "another tree than that of the parameters"),
+    "complex": (lambda: ponos().init(jnp.ones(2, complex)), "make two real leaves of it, which"),
+}
+
+
+@pytest.mark.parametrize("make, message", MISUSE.values(), ids=MISUSE)
+def test_misuse(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -66,6 +66,8 @@ def test_what_does_not_change_the_schedule():
     np.testing.assert_allclose(refined_schedule(spiked), np.linspace(1, 0, 80), atol=1e-14)
     assert plain[-1] == 0
     assert np.all(plain >= 0)
+    tails = plain * running_median(norms, 0.1) ** 2
+    assert np.all(np.diff(tails) < 0)
 
 
 def test_large_first_norms_are_a_warm_up():

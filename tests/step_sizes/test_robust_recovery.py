@@ -78,6 +78,16 @@ def test_outliers_and_a_rank_that_is_too_large_do_no_harm(k):
 
 
 @pytest.mark.slow
+def test_steps_that_end_before_the_growth_does_stall():
+    """From a smaller start, the signal takes longer to grow than all steps together reach."""
+    A, y, truth = sensing(10.0)
+    start = spectral_start(A, y, 4, 1e-4)
+    errors = [recover(A, y, start, 0.25, decay, 400)[0][-1] - truth for decay in (0.96, 0.985)]
+    stalled, recovered = map(float, map(jnp.linalg.norm, errors))
+    assert stalled > 0.1 > 0.01 > recovered
+
+
+@pytest.mark.slow
 def test_gram_matrix_does_not_depend_on_the_basis(x64):
     A, y, _ = sensing(10.0)
     A, y = A.astype(float), y.astype(float)

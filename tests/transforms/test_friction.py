@@ -119,6 +119,9 @@ def test_gradients_of_zero_decay_the_update():
     ours = run(scale_by_diffgrad(b1=0.5, b2=1 - 1e-7), jnp.zeros((4, 2)).at[0].set(1e-3))
     assert bool(jnp.all(jnp.isfinite(ours)))
     np.testing.assert_array_equal(run(scale_by_diffgrad(eps=0.0), jnp.zeros((3, 2))), 0.0)
+    adam = oxs.transforms.uncorrected_adam(b1=0.5, b2=0.999)
+    moved = run(oxs.gradient_friction(adam), jnp.zeros((5, 2)).at[0].set(1.0))
+    assert_close(moved[3:] / moved[2:-1], jnp.full((2, 2), 0.5), 1e-3)
 
 
 def test_half_precision_keeps_the_last_gradient_in_float32():
