@@ -31,7 +31,7 @@ TOP = len(FLOORS) - 1
 NUMERICS = {"trees", "xla", "meshes", "regularizers", "projectors", "curvature"}
 
 # Beside numerics that they use, elements: they do.
-ELEMENTS = {"mfac", "dual_gauss_newton", "smoothness", "modules"}
+ELEMENTS = {"mfac", "dual_gauss_newton", "smoothness", "modules", "masking"}
 ELEMENTS = {f"curvature/{name}.py" for name in ELEMENTS}
 
 ARRAYS = {"jax", "numpy"}
