@@ -20,6 +20,7 @@ from optax_structured.transforms.adam import average
 from optax_structured.trees.checks import check_fraction, check_nonnegative, check_params
 from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
 from optax_structured.trees.tree_checks import check_real, check_same_tree
+from optax_structured.xla.leaf_loops import Late
 
 
 class DualAveragingState(NamedTuple):
@@ -196,12 +197,12 @@ def moving_average(
         step = rate / total.astype(dtype) if debias else rate
 
         def pose(g: Any, m: jax.Array, p: Any) -> Subproblem:
-            m = at_least_float32(m)
-            direction = step.astype(m.dtype) * m
-            centre = shrink.astype(m.dtype) * jnp.asarray(p, m.dtype)
+            dtype = wide_dtype(m)
+            direction = Late(_scaled, (jnp.asarray(m, dtype), step))
+            centre = Late(_scaled, (jnp.asarray(p, dtype), shrink))
             return Subproblem(
                 direction,
-                jnp.ones((), m.dtype),
+                jnp.ones((), dtype),
                 centre,
                 weight=gamma,
                 gradient=jnp.asarray(g),
@@ -215,6 +216,10 @@ def moving_average(
         return subproblems, MovingAverageState(tick(state.clock), total, mean)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
+    return factor.astype(x.dtype) * x
 
 
 def averaged(mean: jax.Array, new: Any, keep: jax.Array) -> jax.Array:

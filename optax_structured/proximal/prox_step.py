@@ -1,6 +1,5 @@
 """The last proximal element: solves each subproblem and turns the point into an update."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -201,16 +200,16 @@ def solve_all(solver: Solver, problems: list[Problem], strength: jax.Array) -> l
     points: dict[int, jax.Array] = {}
     for i, (sub, regularizer, _) in enumerate(problems):
         if regularizer is None:
-            points[i] = unpenalised(dataclasses.replace(sub, metric=made(sub.metric)))
+            points[i] = unpenalised(sub)
     coupled: list[Joint] = []  # what takes more than one pass over the leaf
     works: list[Work] = []
     for joint in joined([x.regularizer for x in problems], [x.sub.shape for x in problems]):
         held, arrays = _posed(joint, problems)
-        if joint.regularizer.coupled_axes(arrays[0].ndim):
+        if joint.regularizer.coupled_axes(len(arrays[0].shape)):
             coupled.append(joint)
             works.append(Work(joint.regularizer, held, arrays))
         else:
-            points |= joint.leaves(solve(joint.regularizer, *map(made, held), *arrays))
+            points |= joint.leaves(solve(joint.regularizer, *map(made, (*held, *arrays))))
     for joint, found in zip(coupled, in_turn(solve, works), strict=True):
         points |= joint.leaves(found)
     return [points[i] for i in range(len(problems))]
@@ -220,16 +219,18 @@ def _posed(joint: Joint, problems: list[Problem]) -> tuple[tuple[Any, ...], tupl
     """Metric and weight, then direction, centre and start, of leaves that share norms as one."""
     here = {i: problems[i] for i in joint.places}
     first = here[joint.places[0]].sub
-    metric = first.metric
-    if joint.parts and made(metric).ndim:
+    starts = {i: x.params if x.sub.start is None else x.sub.start for i, x in here.items()}
+    if not joint.parts:
+        return (first.metric, first.weight), (first.direction, first.centre, *starts.values())
+    metric = made(first.metric)
+    if metric.ndim:
         metrics = {i: made(x.sub.metric) for i, x in here.items()}
         whole = {i: jnp.broadcast_to(x, here[i].sub.shape) for i, x in metrics.items()}
         metric = joint.matrix(whole)
-    directions = {i: x.sub.direction for i, x in here.items()}
-    centres = {i: x.sub.centre for i, x in here.items()}
-    starts = {i: x.params if x.sub.start is None else x.sub.start for i, x in here.items()}
-    arrays = (joint.matrix(x) for x in (directions, centres, starts))
-    return (metric, first.weight), tuple(arrays)
+    directions = {i: made(x.sub.direction) for i, x in here.items()}
+    centres = {i: made(x.sub.centre) for i, x in here.items()}
+    begun = {i: made(x) for i, x in starts.items()}
+    return (metric, first.weight), tuple(joint.matrix(x) for x in (directions, centres, begun))
 
 
 def _array(u: Any) -> Any:

@@ -1,10 +1,13 @@
 """The record that flows between the proximal elements of a chain, one per leaf."""
 
 import dataclasses
+import math
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+
+from optax_structured.xla.leaf_loops import made
 
 _REFUSAL = (
     "a proximal subproblem is not an update yet, and nothing but adaptive_preconditioner or "
@@ -28,14 +31,15 @@ class Subproblem:
     transformation between two proximal elements fails while tracing instead of training wrongly.
     """
 
-    direction: jax.Array  # V, like the leaf
-    metric: Any  # P > 0, a scalar or like the leaf; from preconditioners `Late`, for solvers made
-    centre: jax.Array  # W0, like the leaf
+    # Arrays; between elements also `Late` ones, which are made when the leaf is solved.
+    direction: Any  # V, like the leaf
+    metric: Any  # P > 0, a scalar or like the leaf
+    centre: Any  # W0, like the leaf
     weight: jax.Array  # (): alpha; `prox_step` multiplies it by the strength, for the solver
     gradient: Any = None  # the raw gradient of this step, for the preconditioner
     gradient_weight: Any = None  # (): how much of this gradient went into V
     origin: str = ""  # the element that posed it
-    start: jax.Array | None = None  # where an iteration starts; None: at the parameters
+    start: Any = None  # where an iteration starts; None: at the parameters
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,11 +51,11 @@ class Subproblem:
 
     @property
     def ndim(self) -> int:
-        return self.direction.ndim
+        return len(self.shape)
 
     @property
     def size(self) -> int:
-        return self.direction.size
+        return math.prod(self.shape)
 
     def __repr__(self) -> str:
         return f"<Subproblem of shape {self.shape}: {_REFUSAL}>"
@@ -79,7 +83,7 @@ class Subproblem:
 
 def unpenalised(sub: Subproblem) -> jax.Array:
     """The minimiser without a regularizer, W0 - V / P: the point that a prox moves."""
-    return sub.centre - sub.direction / sub.metric
+    return made(sub.centre) - made(sub.direction) / made(sub.metric)
 
 
 def posed_by(first: str, updates: Any, element: str, otherwise: str) -> None:

@@ -11,6 +11,7 @@ It can go when tests/proximal/test_temporaries.py passes without it, and 96 laye
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +31,11 @@ class Late:
     """An array that is made where it is needed: `make(*operands)`."""
 
     make: Callable[..., jax.Array]  # leaves share a loop only if this is one function
-    operands: tuple[jax.Array, ...]
+    operands: tuple[Any, ...]  # the first of them has the shape of the array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.operands[0].shape
 
 
 def made(x: jax.Array | Late) -> jax.Array:
@@ -43,7 +48,7 @@ class Work(NamedTuple):
 
     kind: Any  # static: leaves share a loop only if this is one object
     held: tuple[jax.Array | Late, ...]  # what many kernels read: computed once, in its turn
-    arrays: tuple[jax.Array, ...]  # the others, the first of them like the result
+    arrays: tuple[jax.Array | Late, ...]  # the others, the first of them like the result
 
 
 def in_turn(run: Callable[..., jax.Array], works: Sequence[Work]) -> list[jax.Array]:
@@ -53,7 +58,7 @@ def in_turn(run: Callable[..., jax.Array], works: Sequence[Work]) -> list[jax.Ar
     for numbers in _loops(works):
         first, *others = (works[i] for i in numbers)
         if not results:
-            turn = zero_after(first.arrays[0], turn)
+            turn = zero_after(jax.tree.leaves(first.arrays)[0], turn)
         if others:
             found = _loop(run, [first, *others], turn)
             results |= zip(numbers, found, strict=True)
@@ -72,7 +77,8 @@ def _operands(work: Work, turn: jax.Array) -> list[jax.Array]:
     """
     held = [*map(made, work.held)]
     ones = [(1 + turn).astype(x.dtype) for x in held]
-    return [*((x * one) / one for x, one in zip(held, ones, strict=True)), *work.arrays]
+    held = [(x * one) / one for x, one in zip(held, ones, strict=True)]
+    return [*held, *map(made, work.arrays)]
 
 
 def _loops(works: Sequence[Work]) -> list[list[int]]:
@@ -80,13 +86,14 @@ def _loops(works: Sequence[Work]) -> list[list[int]]:
     loops: list[list[int]] = []
     growing: dict[object, list[int]] = {}
     for i, (kind, held, arrays) in enumerate(works):
-        if arrays[0].size >= _LEAF_SIZE or not _may_share(arrays[0]):
+        size = math.prod(arrays[0].shape)
+        parts, structure = jax.tree.flatten((held, arrays))
+        if size >= _LEAF_SIZE or not _may_share(parts[-1]):
             loops.append([i])
             continue
-        parts, structure = jax.tree.flatten((held, arrays))
         key = (id(kind), structure, *map(jax.typeof, parts))
         loop = growing.get(key)
-        if loop is None or (len(loop) + 1) * arrays[0].size > _LOOP_SIZE:
+        if loop is None or (len(loop) + 1) * size > _LOOP_SIZE:
             loop = growing[key] = []
             loops.append(loop)
         loop.append(i)
@@ -118,6 +125,6 @@ def _loop(run: Callable[..., jax.Array], works: Sequence[Work], turn: jax.Array)
     # A branch never taken, as `turn` is 0, so that the copies are made when it is their turn.
     return jax.lax.cond(
         turn < 0,
-        lambda: jnp.stack([work.arrays[0] for work in works]),
+        lambda: jnp.stack([made(work.arrays[0]) for work in works]),
         lambda: jax.lax.map(leaf, [jnp.stack(parts[i]) for i in own]),
     )
