@@ -13,6 +13,7 @@ PICTURES = {  # of a notebook, which one
     "frameworks": 0,
     "groups_dying": 0,
     "low_rank_training": 0,
+    "own_parts": 0,
     "singular_values_dying": 0,
 }
 
