@@ -11,6 +11,7 @@ from optax_structured.compact.forward import Fact
 from optax_structured.compact.low_rank import product, sliced
 from optax_structured.compact.plan import Plan
 from optax_structured.compact.program import Equation
+from optax_structured.compact.scans import run_loop
 from optax_structured.compact.sets import Sets, Shape, block, everything, hull, sizes
 from optax_structured.compact.slices import Fetch, Kept, one, take
 from optax_structured.weights import Factors
@@ -24,9 +25,15 @@ def evaluate(plan: Plan, params: Sequence[Any], inputs: Sequence[Any]) -> list[A
       params: cut to `plan.kept`, some of them as `Factors`.
       inputs: whole.
     """
+    shapes = [plan.program.shape(v) for v in plan.program.outputs]
+    return _evaluated(plan, [*params, *inputs], [everything(shape) for shape in shapes])
+
+
+def _evaluated(plan: Plan, inputs: list[Any], wanted: Sequence[Sets | None]) -> list[Any]:
+    """Slices of the outputs; None for those of which none are wanted."""
     program = plan.program
     values: dict[int, Any] = dict(program.constants)
-    values.update(zip(program.inputs, [*params, *inputs], strict=True))
+    values.update(zip(program.inputs, inputs, strict=True))
     for place in plan.run:
         equation = program.equations[place]
         facts = plan.operands(place)
@@ -37,13 +44,19 @@ def evaluate(plan: Plan, params: Sequence[Any], inputs: Sequence[Any]) -> list[A
             is_dot = equation.name == "dot_general"
             return x.merged() if isinstance(x, Factors) and not is_dot else x
 
+        if place in plan.loops:
+            body, loop = plan.loops[place]
+            made = run_loop(equation, loop, body, get, _evaluated)
+            values.update(zip(equation.outputs, made, strict=True))
+            continue
         made = _run(equation, kept, facts, get, [program.shape(v) for v in equation.outputs])
         if place in plan.folded and kept[0] is not None:
             constant = plan.folded[place].constant
             view = constant[np.ix_(*families.repeated(kept[0], constant.shape))]
             made = [made[0] + jnp.asarray(view, made[0].dtype)]
         values.update(zip(equation.outputs, made, strict=True))
-    return [fetch(plan, values, v, everything(program.shape(v))) for v in program.outputs]
+    pairs = zip(program.outputs, wanted, strict=True)
+    return [None if sets is None else fetch(plan, values, v, sets) for v, sets in pairs]
 
 
 def fetch(plan: Plan, values: dict[int, Any], v: int, sets: Sets) -> Any:

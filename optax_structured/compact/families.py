@@ -18,7 +18,8 @@ ELEMENTWISE = frozenset(
 )
 # Each entry of the result is one entry of an operand, or none.
 MOVES = frozenset(
-    "broadcast_in_dim concatenate pad reshape rev slice split squeeze transpose".split()
+    """broadcast_in_dim concatenate pad reshape rev slice split squeeze stack tile transpose
+    unstack""".split()
 )
 REDUCTIONS = frozenset(
     """argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum

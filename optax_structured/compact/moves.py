@@ -118,6 +118,33 @@ def _squeeze(
     return [lax.squeeze(get(0, sets), tuple(gone))]
 
 
+def _stack(
+    equation: Equation, kept: Kept, x: Sequence[Fact], get: Fetch, after: list[Shape]
+) -> list[Any]:
+    sets, axis = one(kept), equation.params["axis"]
+    rest = sets[:axis] + sets[axis + 1 :]
+    return [lax.concatenate([lax.expand_dims(get(i, rest), (axis,)) for i in sets[axis]], axis)]
+
+
+def _unstack(
+    equation: Equation, kept: Kept, x: Sequence[Fact], get: Fetch, after: list[Shape]
+) -> list[Any]:
+    axis, results = equation.params["axis"], []
+    for i, sets in enumerate(kept):
+        if sets is None:
+            results.append(None)
+            continue
+        part = get(0, (*sets[:axis], np.array([i]), *sets[axis:]))
+        results.append(lax.squeeze(part, (axis,)))
+    return results
+
+
+def _tile(
+    equation: Equation, kept: Kept, x: Sequence[Fact], get: Fetch, after: list[Shape]
+) -> list[Any]:
+    return [get(0, tuple(s % n for s, n in zip(one(kept), x[0].varies.shape, strict=True)))]
+
+
 def _transpose(
     equation: Equation, kept: Kept, x: Sequence[Fact], get: Fetch, after: list[Shape]
 ) -> list[Any]:
@@ -135,5 +162,8 @@ RULES: dict[str, Callable[..., list[Any]]] = {
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
+    "tile": _tile,
     "transpose": _transpose,
+    "unstack": _unstack,
 }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from optax_structured.compact.forward import is_known
 from optax_structured.compact.low_rank import is_factors
 from optax_structured.compact.plan import Plan
+from optax_structured.compact.program import Equation
 from optax_structured.compact.stuck import Stuck, stuck
 from optax_structured.trees import named_leaves
 from optax_structured.weights import Factors
@@ -120,8 +121,7 @@ def report(
     named, cut = named_leaves(params), jax.tree.leaves(small, is_leaf=is_factors)
     layers = [_layer(*pair, after) for pair, after in zip(named, cut, strict=True)]
     names: dict[str, int] = {}
-    for place in plan.run:
-        equation = plan.program.equations[place]
+    for equation in _left(plan):
         if equation.inputs and not is_known(equation.name):
             names[equation.name] = names.get(equation.name, 0) + 1
     before, after = [leaf for _, leaf in named], jax.tree.leaves(small)
@@ -134,6 +134,15 @@ def report(
         stuck=stuck(plan, named),
         unknown=names,
     )
+
+
+def _left(plan: Plan) -> Iterator[Equation]:
+    """The equations that are computed, those of the bodies of loops instead of the loops."""
+    for place in plan.run:
+        if place in plan.loops:
+            yield from _left(plan.loops[place][1].plan)
+        else:
+            yield plan.program.equations[place]
 
 
 def _layer(path: str, leaf: Any, after: Any) -> Layer:

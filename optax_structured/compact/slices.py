@@ -25,7 +25,7 @@ def take(x: Any, axis: int, have: np.ndarray, want: np.ndarray) -> Any:
         return chosen(x, place, axis)
     if (
         there.any()
-        and (have[place[there]] == have).all()
+        and np.array_equal(have[place[there]], have)
         and (np.diff(np.flatnonzero(there)) == 1).all()
     ):
         before = int(np.argmax(there))

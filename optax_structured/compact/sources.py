@@ -60,5 +60,8 @@ _MOVES: dict[str, Move] = {
         x[0], np.cumsum(params["sizes"])[:-1], axis=params["axis"]
     ),
     "squeeze": lambda _, x, after: [x[0].reshape(after[0])],
+    "stack": lambda params, x, _: [np.stack(x, axis=params["axis"])],
+    "tile": lambda params, x, _: [np.tile(x[0], params["reps"])],
     "transpose": lambda params, x, _: [np.transpose(x[0], params["permutation"])],
+    "unstack": lambda params, x, _: list(np.moveaxis(x[0], params["axis"], 0)),
 }

@@ -157,6 +157,37 @@ def _squeeze(
     return [Value(tuple(axes), x[0].source, x[0].number)]
 
 
+def _stack(
+    units: Units, equation: Equation, x: list[Value], before: list[Shape], after: list[Shape]
+) -> list[Value]:
+    axes = []
+    for k in range(len(before[0])):
+        labels: Labels = None
+        for value in x:
+            labels = units.merge(labels, value.axes[k].labels)
+        axes.append(Axis(labels, all(value.is_zero(k) for value in x)))
+    axes.insert(equation.params["axis"], Axis(np.zeros(len(x), int)))
+    return [Value(tuple(axes), max(value.source for value in x))]
+
+
+def _unstack(
+    units: Units, equation: Equation, x: list[Value], before: list[Shape], after: list[Shape]
+) -> list[Value]:
+    axes = list(x[0].axes)
+    units.stay(axes.pop(equation.params["axis"]))
+    return [Value(tuple(axes), x[0].source, x[0].number) for _ in after]
+
+
+def _tile(
+    units: Units, equation: Equation, x: list[Value], before: list[Shape], after: list[Shape]
+) -> list[Value]:
+    axes = (
+        axis if axis.labels is None else Axis(np.tile(axis.labels, n), axis.zero)
+        for axis, n in zip(x[0].axes, equation.params["reps"], strict=True)
+    )
+    return [Value(tuple(axes), x[0].source, x[0].number)]
+
+
 def _transpose(
     units: Units, equation: Equation, x: list[Value], before: list[Shape], after: list[Shape]
 ) -> list[Value]:
@@ -173,5 +204,8 @@ RULES = {
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
+    "tile": _tile,
     "transpose": _transpose,
+    "unstack": _unstack,
 }

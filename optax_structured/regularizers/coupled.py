@@ -156,9 +156,10 @@ def joined(specs: Sequence[Regularizer | None], shapes: Sequence[tuple[int, ...]
     """
     names: dict[Hashable, list[int]] = {}
     for i, spec in enumerate(specs):
-        if spec is not None:
-            coupled = isinstance(spec, CoupledGroupLasso)
-            names.setdefault((spec.units, spec.count, spec.weight) if coupled else i, []).append(i)
+        if isinstance(spec, CoupledGroupLasso):
+            names.setdefault((spec.units, spec.count, spec.weight), []).append(i)
+        elif spec is not None:
+            names[i] = [i]
     found = []
     for places in names.values():
         first = specs[places[0]]

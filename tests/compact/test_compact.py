@@ -94,20 +94,50 @@ def stacked(params, x):
 
 
 @pytest.mark.slow
-def test_stacked_layers_are_cut_when_they_are_written_out():
+@pytest.mark.parametrize("unroll", [False, True], ids=["one body", "written out"])
+def test_stacked_layers_are_cut(unroll):
+    """One body has the same cut in every layer; written out, each layer has its own."""
     keys = jax.random.split(jax.random.key(1))
     params = {
         "up": jax.random.normal(keys[0], (2, 3, 5)),
-        "down": jax.random.normal(keys[1], (2, 5, 3)).at[:, 1:3].set(0),
+        "down": jax.random.normal(keys[1], (2, 5, 3)).at[:, 1:3].set(0).at[1, 3].set(0),
     }
-    whole = compact.compact(stacked, params, X)
-    assert whole.fn is stacked
-    assert whole.report.unknown == {"scan": 1}
-    small = compact.compact(stacked, params, X, unroll=True)
+    small = compact.compact(stacked, params, X, unroll=unroll)
     assert small.params["up"].shape == (2, 3, 3)
     assert small.params["down"].shape == (2, 3, 3)
-    for found, expected in zip(small.fn(small.params, X), stacked(params, X), strict=True):
+    assert not small.report.unknown
+    made = jax.jit(small.fn)(small.params, X)
+    for found, expected in zip(made, stacked(params, X), strict=True):
         assert_close(found, expected, 5 * rounding("float32"))
+    again = compact.compact(small.fn, small.params, X, unroll=unroll)
+    assert again.report.params[1] == small.report.params[1]
+
+
+@pytest.mark.slow
+def test_a_stream_that_a_loop_carries_is_cut():
+    """A feature that no layer writes is zero in all steps; one that nobody reads is not needed."""
+
+    def fn(params, x):
+        def layer(x, kernels):
+            up, down = kernels
+            return x + jnp.tanh(x @ up) @ down, None
+
+        x = x @ params["embed"]
+        return jax.lax.scan(layer, x, (params["up"], params["down"]))[0] @ params["head"]
+
+    random = np.random.default_rng(0)
+    shapes = {"embed": (3, 4), "up": (2, 4, 5), "down": (2, 5, 4), "head": (4, 2)}
+    params = {name: jnp.asarray(random.normal(size=n), jnp.float32) for name, n in shapes.items()}
+    params["embed"] = params["embed"].at[:, 0].set(0)
+    params["down"] = params["down"].at[:, :, 0].set(0)  # feature 0 is zero for good
+    params["up"] = params["up"].at[:, 2].set(0)
+    params["head"] = params["head"].at[2].set(0)  # feature 2 is read by nobody
+    small = compact.compact(fn, params, X)
+    after = {name: leaf.shape for name, leaf in small.params.items()}
+    assert after == {"embed": (3, 2), "up": (2, 2, 5), "down": (2, 5, 2), "head": (2, 2)}
+    assert_close(small.fn(small.params, X), fn(params, X), 5 * rounding("float32"))
+    small = compact.compact(fn, params | {"head": params["head"].at[1].set(0)}, X)
+    assert small.params["embed"].shape == (3, 2)  # feature 1 is read inside the loop
 
 
 @pytest.mark.slow

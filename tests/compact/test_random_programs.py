@@ -126,6 +126,17 @@ def padded(make, shape):
     return lambda p, x: jnp.pad(x, ((0, 0), (1, 0), (0, 2)))
 
 
+def stacked(make, shape):
+    kernel = make(shape[2])
+
+    def run(p, x):
+        x = jnp.stack([x * p[kernel], jnp.tile(x[:, :1], (1, x.shape[1], 1)), x[:, ::-1]], axis=1)
+        a, b, c = jnp.unstack(x, axis=1)
+        return jnp.tanh(a + c), b
+
+    return lambda p, x: sum(run(p, x))
+
+
 def turned(make, shape):
     return lambda p, x: x.transpose(0, 2, 1)
 
@@ -167,6 +178,7 @@ STEPS = [
     merged,
     branches,
     padded,
+    stacked,
     turned,
     chosen,
     summed,
