@@ -34,8 +34,8 @@ class Stuck:
 def stuck(plan: Plan, named: Sequence[tuple[str, Any]]) -> tuple[Stuck, ...]:
     """What tells a user which groups to choose.
 
-    Slices of one entry (of a bias) are no structure, and those along axes of inputs or positions
-    are no units: both are left out.
+    Slices of one entry (of a bias) and leaves that are gone altogether are no structure, and
+    slices along axes of inputs or positions are no units: they are left out.
     """
     leaves = [np.asarray(leaf) for _, leaf in named]
     units, values = labelled(plan.program, [leaf.shape for leaf in leaves])
@@ -52,7 +52,7 @@ def stuck(plan: Plan, named: Sequence[tuple[str, Any]]) -> tuple[Stuck, ...]:
             here = np.zeros(leaf.shape[k], bool)
             if kept is not None:
                 here[kept[k]] = True
-            structure = leaf.size > leaf.shape[k]
+            structure = leaf.size > leaf.shape[k] and leaf.any()
             for label, lives, left in zip(axis.labels.tolist(), nonzero, here, strict=True):
                 root = units.root(label)
                 if lives and left:

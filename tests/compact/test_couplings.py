@@ -182,7 +182,7 @@ def test_what_dies_in_groups_can_be_cut(name):
     params = dead(params)
     groups = couplings(fn, params, *inputs, whole="embed" if name == "lm-whole" else None)
     params = killed(params, groups)
-    small = compact(fn, params, *inputs, unroll=name == "lm-stacked")
+    small = compact(fn, params, *inputs)
     found, expected = jax.jit(small.fn)(small.params, *inputs), jax.jit(fn)(params, *inputs)
     assert_close(found, expected, 20 * REORDERED["float32"])
     assert small.report.blocked == 0
