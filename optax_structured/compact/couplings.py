@@ -140,9 +140,8 @@ def _layers(units: Units, leaves: list[Value]) -> list[_Layer]:
             table = np.array([slices[root][i, k] for root in roots])
             labels = leaves[i].axes[k].labels
             assert labels is not None
-            own = set(labels.tolist())
-            inner = _inner(table, len(labels))
-            parts.append(_Part(i, k, inner, bool(own & units.read), bool(own & units.written)))
+            here, inner = set(labels.tolist()), _inner(table, len(labels))
+            parts.append(_Part(i, k, inner, bool(here & units.read), bool(here & units.written)))
         if len(roots) > 1:
             found.append(_Layer(len(roots), tuple(parts), readers, writers))
     return found

@@ -42,9 +42,9 @@ def _factored(plan: Plan, v: int, leaf: Any) -> Any:
     if not 0 < rank * (m + n) < m * n:
         return leaf
     root = np.sqrt(s[:rank])
-    left, right = u[:, :rank] * root, root[:, None] * vt[:rank]
-    made = (jnp.asarray(x, leaf.dtype) for x in (left, right))
-    return Factors(*made, axes=axes, shape=leaf.shape)
+    left = jnp.asarray(u[:, :rank] * root, leaf.dtype)
+    right = jnp.asarray(root[:, None] * vt[:rank], leaf.dtype)
+    return Factors(left, right, axes, leaf.shape)
 
 
 def _matrix_axes(plan: Plan, v: int, ndim: int) -> Axes | None:
@@ -73,8 +73,8 @@ def sliced(factors: Factors, kept: Sets, sets: Sets) -> Factors:
     for i, k in enumerate(columns):
         right = take(right, i + 1, kept[k], sets[k])
     rank = factors.left.shape[-1]
-    flat = left.reshape(-1, rank), right.reshape(rank, -1)
-    return Factors(*flat, axes=factors.axes, shape=tuple(shape))
+    left, right = left.reshape(-1, rank), right.reshape(rank, -1)
+    return Factors(left, right, factors.axes, tuple(shape))
 
 
 def product(equation: Equation, operands: list[Any]) -> Any:

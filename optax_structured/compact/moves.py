@@ -129,7 +129,7 @@ def _stack(
 def _unstack(
     equation: Equation, kept: Kept, x: Sequence[Fact], get: Fetch, after: list[Shape]
 ) -> list[Any]:
-    axis, results = equation.params["axis"], []
+    axis, results = equation.params["axis"], list[Any]()
     for i, sets in enumerate(kept):
         if sets is None:
             results.append(None)

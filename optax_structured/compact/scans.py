@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_structured.compact.forward import Fact, Source, varying
@@ -29,12 +30,13 @@ def body_of(equation: Equation, operands: Sequence[Fact]) -> Body | None:
     program = flat(params["jaxpr"])
     if equation.has_effects or any(x.value is None for x in operands):
         return None
-    if any(jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) for aval in program.avals):
+    if any(jnp.issubdtype(aval.dtype, jax.dtypes.extended) for aval in program.avals):
         return None
     nonzero = _nonzero(equation, program, [x.value for x in operands])
     inputs = [*operands[: fixed + carried]]
     for x in operands[fixed + carried :]:
-        inputs.append(Fact(x.varies.any(axis=0), x.nonzero.any(axis=0), x.source, None))
+        varies, nonzero_in = (np.asarray(mask.any(axis=0)) for mask in (x.varies, x.nonzero))
+        inputs.append(Fact(varies, nonzero_in, x.source, None))
     while True:
         facts = _facts(program, inputs, nonzero)
         again = list(inputs)
@@ -66,7 +68,7 @@ def _nonzero(equation: Equation, program: Program, values: list[Any]) -> list[Ma
 
     def run(values: list[Any]) -> list[Any]:
         start = [np.zeros(program.shape(v), bool) for v in range(len(program.avals))]
-        carry = [jax.numpy.asarray(x) for x in values[fixed : fixed + carried]]
+        carry = [jnp.asarray(x) for x in values[fixed : fixed + carried]]
         rows = values[fixed + carried :]
         settings = {"length": params["length"], "reverse": params["reverse"]}
         return jax.lax.scan(step, (carry, start), rows, **settings)[0][1]

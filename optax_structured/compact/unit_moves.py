@@ -37,10 +37,10 @@ def _concatenate(
             for value in x:
                 labels = units.merge(labels, value.axes[k].labels)
         elif any(value.axes[k].labels is not None for value in x):
-            parts = [
-                np.zeros(shape[k], int) if value.axes[k].labels is None else value.axes[k].labels
-                for value, shape in zip(x, before, strict=True)
-            ]
+            parts = []
+            for value, shape in zip(x, before, strict=True):
+                own = value.axes[k].labels
+                parts.append(np.zeros(shape[k], int) if own is None else own)
             labels = np.concatenate(parts)
         axes.append(Axis(labels, zero))
     return [Value(tuple(axes), max(value.source for value in x))]
