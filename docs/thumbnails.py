@@ -12,6 +12,7 @@ PICTURES = {  # of a notebook, which one
     "eight_devices": 0,
     "frameworks": 0,
     "groups_dying": 0,
+    "learning_rate": 2,
     "low_rank_training": 0,
     "own_parts": 0,
     "singular_values_dying": 0,

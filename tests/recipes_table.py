@@ -141,7 +141,7 @@ def for_any_batch(learning_rate):
 
 def newton(learning_rate, eps, hessian=None):
     element = oxs.curvature.scale_by_gns(hessian, solver="cg", eps=eps)
-    return optax.chain(element, optax.scale(learning_rate))
+    return optax.chain(element, optax.scale_by_learning_rate(learning_rate, flip_sign=False))
 
 
 def dual_gauss_newton(learning_rate, damping):

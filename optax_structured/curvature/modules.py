@@ -128,17 +128,18 @@ def modular_adaptive(
 
     def init(params: Any) -> ModularState:
         names = sorted(set(jax.tree.leaves(labelled(labels, params))))
-        each = lambda x: {name: jnp.asarray(x) for name in names}  # noqa: E731
-        zero = jnp.zeros((), scalar_dtype(params))
+        # A buffer of its own each: a donated state may not hold one twice.
+        each = lambda x, dtype: {name: jnp.full((), x, dtype) for name in names}  # noqa: E731
+        dtype = scalar_dtype(params)
         return ModularState(
             new_clock(),
             masked.init(params),
             jnp.zeros((), jnp.int32),
-            each(zero),
-            each(zero),
-            each(zero),
-            each(False),
-            each(True),
+            each(0, dtype),
+            each(0, dtype),
+            each(0, dtype),
+            each(False, bool),
+            each(True, bool),
         )
 
     def evaluated(state: ModularState, found: Mapping[str, Any]) -> ModularState:

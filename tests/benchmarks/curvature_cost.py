@@ -20,10 +20,16 @@ SHAPES = {"a": (1024, 1024), "b": (1024, 512), "c": (512, 10)}
 def friction(rounds):
     keys = jax.random.split(jax.random.key(0), len(SHAPES))
     grads = {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, SHAPES.items(), strict=True)}
-    optimizers = {"adam": optax.adam(1e-3), "diffgrad": oxs.diffgrad(1e-3)}
+    optimizers = {
+        "adam": optax.adam(1e-3),
+        "adam, bad steps skipped": oxs.skip_nonfinite(optax.adam(1e-3)),
+        "diffgrad": oxs.diffgrad(1e-3),
+        "friction around adam": oxs.gradient_friction(optax.adam(1e-3)),
+    }
     turns = Turns({name: Run(tx, grads, grads) for name, tx in optimizers.items()}, rounds)
-    wall, cpu = turns.ratio("diffgrad", "adam")
-    print(f"diffgrad over adam, one step: wall {wall:.2f}, CPU {cpu:.2f}")
+    for name in optimizers:
+        wall, cpu = turns.ratio(name, "adam")
+        print(f"{name} over adam, one step: wall {wall:.2f}, CPU {cpu:.2f}")
 
 
 def density():
