@@ -144,6 +144,10 @@ def newton(learning_rate, eps, hessian=None):
     return optax.chain(element, optax.scale_by_learning_rate(learning_rate, flip_sign=False))
 
 
+def newton_by_cg(learning_rate, eps):
+    return newton(learning_rate, eps, hessian=lambda params: lambda v: v)
+
+
 def dual_gauss_newton(learning_rate, damping):
     element = oxs.curvature.scale_by_dual_gauss_newton(damping)
     return optax.chain(element, optax.scale_by_learning_rate(learning_rate))
@@ -222,7 +226,6 @@ PLAIN = {"learning_rate": 0.05, "strength": 0.05}
 RATE = {"learning_rate": 0.05}
 PONOS = {**RATE, "c": 0.5, "c_p": 0.1, "decrease_factor": 0.5, "f_star": 0.1}
 NEWTON = {**RATE, "eps": 1e-3}
-IDENTITY = {"hessian": lambda params: lambda v: v}
 DUAL = {**RATE, "damping": 0.5}
 MFAC = {**RATE, "damping": 1.0, "weight_decay": 0.1}
 EIGHT_BITS = oxs.Dynamic(block=2)
@@ -293,7 +296,7 @@ CASES = (
     Case("storm", on_a_bowl(storm), {**RATE, "beta": 0.3}),
     Case("scale_by_batch_size", on_a_bowl(for_any_batch), RATE),
     Case("gns", on_a_bowl(newton), NEWTON, coupled=True, searches=True),
-    Case("gns_cg", on_a_bowl(newton), NEWTON, IDENTITY, coupled=True, searches=True),
+    Case("gns_cg", on_a_bowl(newton_by_cg), NEWTON, coupled=True, searches=True),
     Case("dual_gauss_newton", on_a_bowl(dual_gauss_newton), DUAL, coupled=True),
     Case("modular_adaptive", modular, {**RATE, "alpha": 0.3, "beta": 0.1}, coupled=True),
     Case("mfac", mfac_of_two, MFAC, coupled=True, short=True),

@@ -15,7 +15,7 @@ from optax_structured.trees.precision import (
     as_updates,
     scalar_dtype,
 )
-from optax_structured.trees.products import norm
+from optax_structured.trees.products import dot, norm
 from optax_structured.trees.tree_checks import check_real, check_same_tree
 
 _RADIUS_MIN = 1e-9
@@ -234,8 +234,7 @@ def _system(
                 image = product(jax.tree.map(as_weights, v, params))
                 return jax.tree.map(lambda h, x: h.astype(x.dtype) + damping * x, image, v)
 
-            solution, _ = jax.scipy.sparse.linalg.cg(damped, grad, tol=1e-6, maxiter=iterations)
-            return optax.tree.scale(-1, solution)
+            return jax.tree.map(jnp.negative, _conjugate_gradients(damped, grad, iterations))
 
         return norm, solve
     flat, unravel = ravel_pytree(grad)
@@ -258,3 +257,27 @@ def _system(
         return unravel(-jax.scipy.linalg.cho_solve((factor, True), flat))
 
     return dual, solve_dense
+
+
+def _conjugate_gradients(product: Callable[[Any], Any], b: Any, iterations: int) -> Any:
+    """`jax.scipy.sparse.linalg.cg`, whose inner products refuse axes that are sharded by name."""
+    add = lambda a, c, x: jax.tree.map(lambda a, x: a + c * x, a, x)  # noqa: E731
+
+    def step(carry: Any) -> Any:
+        count, x, residual, direction, square = carry
+        image = product(direction)
+        length = square / dot(direction, image)
+        residual = add(residual, -length, image)
+        new = dot(residual, residual)
+        return (
+            count + 1,
+            add(x, length, direction),
+            residual,
+            add(residual, new / square, direction),
+            new,
+        )
+
+    square = dot(b, b)
+    start = jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, b), b, b, square
+    goes_on = lambda carry: (carry[0] < iterations) & (carry[4] > 1e-12 * square)  # noqa: E731
+    return jax.lax.while_loop(goes_on, step, start)[1]
