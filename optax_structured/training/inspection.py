@@ -98,14 +98,16 @@ def inspect(
 
 
 def draw(task: Task, found: Inspection, history: History, folder: pathlib.Path) -> None:
-    """One page of four panels, `inspection.png`."""
+    """One page, `inspection.png`: four panels, or three where the rate has no limit."""
     with matplotlib.rc_context(STYLE):
         figure = figure_of(f"{task.title}, step {found.step}", 10.5, 7.0)
-        (spectrum, rates), (signs, last) = figure.subplots(2, 2)
-        _draw_spectrum(spectrum, found)
-        _draw_rates(rates, found)
-        _draw_signs(signs, found)
-        _draw_energy(last, history)
+        above = ["spectrum", "spectrum" if found.limit is None else "rates"]
+        axes = figure.subplot_mosaic([above, ["signs", "last"]])
+        _draw_spectrum(axes["spectrum"], found)
+        if found.limit is not None:
+            _draw_rates(axes["rates"], found.learning_rate, found.limit)
+        _draw_signs(axes["signs"], found)
+        _draw_energy(axes["last"], history)
         figure.savefig(folder / PICTURE)
 
 
@@ -142,23 +144,20 @@ def _draw_spectrum(ax: Any, found: Inspection) -> None:
     ax.set_ylim(1e-5, None)
     summary = curvature.summarize(density)
     what = "preconditioned Hessian" if found.scaled else "Hessian"
-    ax.set_title(f"eigenvalues of the {what}")
+    no_limit = "; the rate of dual averaging has no limit by them" if found.limit is None else ""
+    ax.set_title(f"eigenvalues of the {what}{no_limit}")
     ax.set_xlabel(f"largest {summary.largest:.3g}, negative share {summary.negative_mass:.1%}")
     ax.set_ylabel("density")
 
 
-def _draw_rates(ax: Any, found: Inspection) -> None:
-    if found.limit is None:
-        ax.set_axis_off()
-        ax.set_title("dual averaging: its rate has no such limit")
-        return
+def _draw_rates(ax: Any, learning_rate: float, limit: float) -> None:
     names = ("learning rate", "stability limit")
-    values = (found.learning_rate, found.limit)
+    values = (learning_rate, limit)
     ax.barh(names, values, color=(COLOURS[1], COLOURS[0]), log=True)
     ax.set_xlim(min(values) / 10, max(values) * 10)
     for name, value in zip(names, values, strict=True):
         ax.text(value * 1.15, name, f"{value:.3g}", va="center")
-    below = found.learning_rate < found.limit
+    below = learning_rate < limit
     ax.set_title("below the limit: sane" if below else "above the limit: it bounces, or will")
 
 
