@@ -16,6 +16,7 @@ PICTURES = {  # of a notebook, which one
     "low_rank_training": 0,
     "own_parts": 0,
     "singular_values_dying": 0,
+    "smaller_program": 0,
 }
 
 

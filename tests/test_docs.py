@@ -63,6 +63,13 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(there), f"{target}#{anchor}"
 
 
+def test_the_gallery_shows_every_notebook():
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    for path in NOTEBOOKS:
+        shown = f"](images/gallery_{path.stem}.png)](../notebooks/{path.name})"
+        assert shown in page, path.stem
+
+
 def test_the_tests_that_troubleshooting_names_exist():
     page = (ROOT / "docs" / "troubleshoot.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
