@@ -111,7 +111,7 @@ def _may_share(x: jax.Array) -> bool:
 
 def _loop(run: Callable[..., jax.Array], works: Sequence[Work], turn: jax.Array) -> jax.Array:
     first = works[0]
-    structure = jax.tree.structure(first[1:])
+    structure: Any = jax.tree.structure(first[1:])
     parts = [*zip(*(jax.tree.leaves(work[1:]) for work in works), strict=True)]
     own = [i for i, alike in enumerate(parts) if any(x is not alike[0] for x in alike)]
 
