@@ -10,8 +10,8 @@ def traced_once(function: Callable[..., Any]) -> Any:
     """`function(static, *arrays)`, traced and lowered once for leaves that are alike.
 
     Backend: all; XLA inlines the calls, so that the compiled program is the same. Gain: 60 leaves
-    of 64 x 64 in 8-bit Adam trace in 0.4 of the time, in `apollo` in 0.5. It can go when JAX
-    traces such leaves as fast without; tests/low_rank/test_traced_once.py shows the traces.
+    of 64 x 64 in 8-bit Adam trace in 0.4 of the time, in `apollo` in 0.5. It can go when
+    `tests/benchmarks/many_leaves.py` traces as fast without (tests/low_rank/test_traced_once.py).
 
     Args:
       function: of a hashable value and of trees of arrays; it closes over nothing that is traced.
