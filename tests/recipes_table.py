@@ -166,7 +166,8 @@ def modular(learning_rate, alpha, beta):
 
     def update(grads, state, params=None, **extra):
         swing = jnp.asarray(1 + state.evaluations % 2, jnp.float32)
-        found = {name: swing * 0.4**i for i, name in enumerate(state.active)}
+        names = state.active if jax.tree.leaves(grads) else ()
+        found = {name: swing * 0.4**i for i, name in enumerate(names)}
         return optimizer.update(grads, state, params, eigenvalues=found, **extra)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
@@ -227,6 +228,7 @@ RATE = {"learning_rate": 0.05}
 PONOS = {**RATE, "c": 0.5, "c_p": 0.1, "decrease_factor": 0.5, "f_star": 0.1}
 NEWTON = {**RATE, "eps": 1e-3}
 DUAL = {**RATE, "damping": 0.5}
+MODULAR = {**RATE, "alpha": 0.3, "beta": 0.1}
 MFAC = {**RATE, "damping": 1.0, "weight_decay": 0.1}
 EIGHT_BITS = oxs.Dynamic(block=2)
 FOUR_BITS = oxs.Dynamic(bits=4, block=2)
@@ -298,7 +300,7 @@ CASES = (
     Case("gns", on_a_bowl(newton), NEWTON, coupled=True, searches=True),
     Case("gns_cg", on_a_bowl(newton_by_cg), NEWTON, coupled=True, searches=True),
     Case("dual_gauss_newton", on_a_bowl(dual_gauss_newton), DUAL, coupled=True),
-    Case("modular_adaptive", modular, {**RATE, "alpha": 0.3, "beta": 0.1}, coupled=True),
+    Case("modular_adaptive", modular, MODULAR, coupled=True, short=True),
     Case("mfac", mfac_of_two, MFAC, coupled=True, short=True),
     Case("mfac_per_leaf", mfac_of_two, MFAC, {"block": "leaf"}, short=True),
 )

@@ -131,6 +131,11 @@ def modular_adaptive(
         # A buffer of its own each: a donated state may not hold one twice.
         each = lambda x, dtype: {name: jnp.full((), x, dtype) for name in names}  # noqa: E731
         dtype = scalar_dtype(params)
+        if not names:  # the placeholder of optax.tree.map_params, or nothing to train
+            nothing: Any = [jnp.zeros(()) for _ in range(5)]
+            return ModularState(
+                new_clock(), masked.init(params), jnp.zeros((), jnp.int32), *nothing
+            )
         return ModularState(
             new_clock(),
             masked.init(params),
@@ -173,6 +178,8 @@ def modular_adaptive(
         eigenvalues: Mapping[str, Any] | None = None,
         **extra: Any,
     ) -> tuple[Any, ModularState]:
+        if isinstance(state.active, jax.Array):  # nothing to train
+            return updates, state._replace(clock=tick(state.clock))
         if eigenvalues is not None:
             state = evaluated(state, eigenvalues)
         updates, inner_state = masked.update(

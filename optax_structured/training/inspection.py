@@ -139,9 +139,9 @@ def _roots(state: State) -> Any:
 def _draw_spectrum(ax: Any, found: Inspection) -> None:
     density = found.scaled or found.density
     values, grid = curvature.smooth(density, sigma_squared=1e-4, points=600)
-    ax.plot(grid, np.maximum(values, 1e-6), color=COLOURS[0])
+    ax.plot(grid, np.maximum(values, 1e-7), color=COLOURS[0])
     ax.set_yscale("log")
-    ax.set_ylim(1e-5, None)
+    ax.set_ylim(1e-6, None)
     summary = curvature.summarize(density)
     what = "preconditioned Hessian" if found.scaled else "Hessian"
     no_limit = "; the rate of dual averaging has no limit by them" if found.limit is None else ""
@@ -182,5 +182,5 @@ def _draw_energy(ax: Any, history: History) -> None:
         ax.plot(steps, [np.mean(v) for v in values], color=COLOURS[0], marker=".")
         ax.fill_between(steps, [min(v) for v in values], [max(v) for v in values], alpha=0.2)
         ax.set_ylim(0, 1.02)
-        ax.set_title("gradient energy in the subspaces: mean, least to most")
+        ax.set_title("gradient energy in subspaces: mean, range")
     ax.set_xlabel("step")
