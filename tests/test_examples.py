@@ -27,8 +27,8 @@ def test_it_runs(path):
 
 
 @pytest.mark.slow
-def test_stacked_layers_train_on_eight_devices():
-    first, last = re.search(
-        r"loss ([\d.]+) -> ([\d.]+)", output(FOLDER / "stacked_layers.py", **EIGHT)
-    ).groups()
+@pytest.mark.parametrize("name", ["stacked_layers.py", "maxtext_tree.py"])
+def test_stacked_layers_train_on_eight_devices(name):
+    said = output(FOLDER / name, **EIGHT)
+    first, last = re.search(r"loss ([\d.]+) -> ([\d.]+)", said).groups()
     assert float(last) < 0.1 * float(first)

@@ -29,6 +29,13 @@ def plan(
     ] = None,
     state_bits: Annotated[int | None, option(f"{HELP}.")] = None,
     mesh: Annotated[str | None, option("Devices, as fsdp=8 or fsdp=8,tensor=2.")] = None,
+    chip: Annotated[
+        str | None,
+        option(
+            f"One of {', '.join(planning.CHIPS)}: whether it fits, and, with the extra "
+            "tpu-compile, what the compiled step takes and sends."
+        ),
+    ] = None,
     params_json: Annotated[
         pathlib.Path | None, option('Shapes instead of a model: {"path": [512, 512], ...}.')
     ] = None,
@@ -61,7 +68,8 @@ def plan(
             rank = planning.largest_rank(params, recipe, structure, devices, size, state_bits)
             console.print(f"The largest rank that fits into {budget:g} GB is {rank}.\n")
         chosen = structure(_published_rank(recipe, model) if rank is None else rank)
-        made = planning.make_plan(name, params, recipe, chosen, devices, state_bits)
+        found = None if chip is None else planning.find_chip(chip)
+        made = planning.make_plan(name, params, recipe, chosen, devices, state_bits, found)
         show(console, planning.render(made, console.width))
 
 

@@ -14,10 +14,11 @@ from optax_structured.low_rank.leaves import Projected
 from optax_structured.low_rank.refresh import Refitted
 from optax_structured.low_rank.stored_basis import decoded, encoded
 from optax_structured.meshes import placement
-from optax_structured.projectors.base import Refit
+from optax_structured.projectors.base import Projector, Refit
 from optax_structured.projectors.frames import Frame, matrix_where
 from optax_structured.xla.alike import traced_once
 from optax_structured.xla.conditional import branch
+from optax_structured.xla.one_by_one import one_by_one
 
 
 class RefreshState(NamedTuple):
@@ -42,6 +43,7 @@ def refit(
     matrix: jax.Array,
     mask: Any,
     count: jax.Array,
+    in_turn: bool = False,
 ) -> Held:
     """What is held of one leaf, after a fit of the matrices that are due.
 
@@ -52,10 +54,11 @@ def refit(
       matrix: (\\*batch, m, n), the gradient to fit, in its own orientation.
       mask: bool, whether the leaf is due; None: its rule decides.
       count: steps done.
+      in_turn: fit the matrices of a stack one after the other.
     """
     rule = p.spec.refresh
     due = rule.due(held.refresh.rule, count, p.spec.period, p.share) if mask is None else mask
-    static = p.spec, p.frame, tuple(moments.items())
+    static = p.spec, p.frame, tuple(moments.items()), in_turn
     return _where_due(static, due, held, matrix, count, seed_of(p.name, count))
 
 
@@ -72,6 +75,7 @@ def _fit(
     spec: Any,
     frame: Frame,
     moments: tuple[tuple[str, Moment], ...],
+    in_turn: bool,
     held: Held,
     due: jax.Array,
     matrix: jax.Array,
@@ -83,7 +87,8 @@ def _fit(
     fitted, unfinished = missing < projector.first_fits, missing > 0
     # A constant for derivatives: a subspace has none where singular values cross.
     basis, matrix = stop_gradient((decoded(spec, frame, held.stored), matrix))
-    fit, usable = projector.refit(Refit(frame, basis, matrix, due, fitted, seed))
+    step = Refit(frame, basis, matrix, due, fitted, seed)
+    fit, usable = _fit_in_turn(projector, step) if in_turn else projector.refit(step)
     refitted = Refitted(projector, frame, basis, fit, ~unfinished, usable)
     rule = spec.refresh.after(held.refresh.rule, refitted)
     new = transport.basis(projector, frame, basis, fit)
@@ -101,6 +106,14 @@ def _fit(
         new = jax.tree.map(lambda n, s: matrix_where(usable, n, s), codes, held.stored)
     stored = jax.tree.map(placement.like, new, held.stored)
     return Held(stored, RefreshState(missing - (unfinished & usable).astype(jnp.int8), rule), moved)
+
+
+def _fit_in_turn(projector: Projector, step: Refit) -> tuple[Any, jax.Array]:
+    def one(basis: Any, matrix: jax.Array, due: jax.Array, fitted: jax.Array) -> Any:
+        return projector.refit(Refit(step.frame.one, basis, matrix, due, fitted, step.seed))
+
+    stacks = step.basis, step.matrix, step.due, step.fitted
+    return one_by_one(one, len(step.frame.batch), *stacks)
 
 
 def seed_of(name: str, count: jax.Array) -> jax.Array:

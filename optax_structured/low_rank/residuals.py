@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,8 +18,15 @@ from optax_structured.transforms.limiter import limit
 from optax_structured.trees.checks import check_fraction
 from optax_structured.trees.precision import at_least_float32, finite
 from optax_structured.xla.alike import traced_once
+from optax_structured.xla.one_by_one import one_by_one
 
 _TINY = 1e-8  # added to norms that divide, in the unit of the gradient
+
+
+class InTurn(NamedTuple):
+    """The bases of a stack: what products read of each is made when it is its turn."""
+
+    stored: Any
 
 
 class Step(NamedTuple):
@@ -26,20 +34,34 @@ class Step(NamedTuple):
 
     spec: Any  # the LowRank
     frame: Frame
-    factors: BasisFactors
+    factors: BasisFactors | InTurn
     gradient: jax.Array  # (*batch, m, n), as in memory: with what `absorb` added
     scale: Any  # a
     count: jax.Array  # type: ignore[assignment]  # steps done
 
     def project(self) -> jax.Array:
         """The low-rank leaf R of the gradient."""
-        factors = jax.tree.map(self._operand, self.factors)
-        return products.project(self.frame, factors, self._operand(self.gradient))
+        return self._with_factors(products.project, self.gradient)
 
     def lift(self, low: jax.Array) -> jax.Array:
         """The matrices of a low-rank leaf."""
-        factors, low = jax.tree.map(self._operand, (self.factors, low))
-        return products.lift(self.frame, factors, low)
+        return self._with_factors(products.lift, low)
+
+    def _with_factors(self, product: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+        factors = self.factors
+
+        def of_stack(frame: Frame, factors: BasisFactors, x: jax.Array) -> jax.Array:
+            return product(frame, *jax.tree.map(self._operand, (factors, x)))
+
+        if not isinstance(factors, InTurn):
+            return of_stack(self.frame, factors, x)
+        frame, axes = self.frame.one, len(self.frame.batch)
+        places = Places(frame, self.gradient[(0,) * axes])
+
+        def of_one(stored: Any, x: jax.Array) -> jax.Array:
+            return of_stack(frame, places.factors(self.spec, stored), x)
+
+        return one_by_one(of_one, axes, factors.stored, x)
 
     def _operand(self, x: jax.Array) -> jax.Array:
         return at_least_float32(x) if self.spec.dtype is None else x.astype(self.spec.dtype)

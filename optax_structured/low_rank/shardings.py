@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax
+from jax.sharding import AxisType
 
 from optax_structured.low_rank.stored_basis import decoded
+from optax_structured.low_rank.transports import stores_matrix
 from optax_structured.meshes import placement
 from optax_structured.meshes.placement import Spec
 from optax_structured.projectors.frames import Frame
@@ -29,18 +31,36 @@ class Places:
             sides = [spec[axes[0]] for axes in (rows, cols)]
             self._size, self._length = sides if frame.side == "rows" else reversed(sides)
 
+    def in_turn(self, spec: Any) -> bool:
+        """Whether the matrices of a stack are fitted and multiplied one after the other.
+
+        Where each is spread over the devices and the stack is not, as types tell on explicit meshes
+        and `choose_sides` has said for others: a device then holds one whole basis at a time.
+        """
+        if not self._frame.batch or not stores_matrix(spec.projector):
+            return False
+        return spec.one_by_one or self._spread_within
+
+    @property
+    def _spread_within(self) -> bool:
+        if self.leaf is None or AxisType.Explicit not in self._mesh.axis_types:
+            return False
+        return not any(self._batch) and any((*self._size, *self._length))
+
     def basis(self, x: jax.Array) -> jax.Array:
         """One array of a basis, or one number per matrix, placed if there is a place."""
         if self.leaf is None:
             return x
-        return placement.put(x, self._mesh, self._spread(x.shape, self._natural(x.shape, "size")))
+        # Whole rows, if there are enough: they are gathered as they are in memory.
+        spec = self._spread(x.shape, self._natural(x.shape, "size"), x.ndim - 2)
+        return placement.put(x, self._mesh, spec)
 
     def codes(self, x: jax.Array) -> jax.Array:
-        """An array of a basis in codes, whose groups may not lie on two devices: matrices whole."""
+        """An array of a basis in codes, which travel as such and are whole where they are read."""
         if self.leaf is None:
             return x
         spec = (*self._batch, *[()] * (x.ndim - len(self._batch)))
-        return placement.put(x, self._mesh, spec)
+        return placement.put(x, self._mesh, self._spread(x.shape, spec))
 
     def low(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Zeros for a low-rank leaf, placed if there is a place."""
@@ -81,8 +101,8 @@ class Places:
             return (*self._batch, (), self._size if last == "size" else self._length)
         return (*self._batch, *[()] * rest)
 
-    def _spread(self, shape: tuple[int, ...], spec: Spec) -> Spec:
+    def _spread(self, shape: tuple[int, ...], spec: Spec, first: int | None = None) -> Spec:
         if len(shape) < len(self._batch) + 2:
             return spec  # indices and counters
         missing = [a for a in (*self._size, *self._length) if a not in sum(spec, ())]
-        return placement.spread(shape, spec, missing, self._mesh)
+        return placement.spread(shape, spec, missing, self._mesh, first)

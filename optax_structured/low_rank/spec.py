@@ -42,7 +42,10 @@ class LowRank:
         float32 in any case. None is that of the leaf, float32 at least.
       codec: stores the basis in fewer bits, `Affine(bits=4)` in 4 bits per entry. It is decoded
         at each step and not made orthonormal again: at 4 bits :math:`\|P^\top P - I\|` is about
-        0.2. On a mesh, each device holds all codes of its matrices. None is floating point.
+        0.2. None is floating point.
+      one_by_one: fit and multiply the matrices of a stack one after the other, so that a device
+        holds one whole basis at a time. `choose_sides` says so where matrices are sharded and the
+        stack is not; on one device it is slower.
 
     Raises:
       TypeError, ValueError: a rank or period out of range, or a part of the wrong kind.
@@ -62,6 +65,7 @@ class LowRank:
     transport: Transport | None = None
     dtype: str | None = None
     codec: Affine | None = None
+    one_by_one: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, tuple | float):
@@ -94,7 +98,7 @@ class LowRank:
     def __repr__(self) -> str:
         """Without what is left open, so that a table of rules can be read."""
         said = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[1:]}
-        said = {name: value for name, value in said.items() if value not in (None, Axes())}
+        said = {name: value for name, value in said.items() if value not in (None, False, Axes())}
         return f"LowRank({', '.join([repr(self.rank), *(f'{n}={v!r}' for n, v in said.items())])})"
 
     def check(self, shape: Sequence[int]) -> None:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from optax_structured.meshes.placement import whole_matrices
+import jax
+
+from optax_structured.meshes.placement import whole, whole_matrices
 from optax_structured.projectors.base import transpose
 from optax_structured.projectors.frames import Frame
 
@@ -19,6 +21,8 @@ def decoded(spec: Any, frame: Frame, stored: Any) -> Any:
     """The basis of what is stored."""
     if spec.codec is None:
         return stored
+    batch = len(frame.batch)
+    stored = jax.tree.map(lambda x: whole(x, range(batch, x.ndim)), stored)
     sides = (frame.size, frame.rank) if frame.side == "rows" else (frame.rank, frame.size)
-    beside = spec.codec.decode(stored, (*frame.batch, *sides), batch=len(frame.batch))
+    beside = spec.codec.decode(stored, (*frame.batch, *sides), batch=batch)
     return transpose(frame.turn(beside))

@@ -12,7 +12,7 @@ from optax_structured.meshes.placement import like, product, whole_matrices
 from optax_structured.projectors import DCT
 from optax_structured.projectors.base import Basis, OneSided, Projector, transpose
 from optax_structured.projectors.frames import Frame
-from optax_structured.projectors.orthonormal import householder
+from optax_structured.projectors.orthonormal import orthonormal
 
 
 class Transport:
@@ -149,7 +149,7 @@ def polar(c: jax.Array, iterations: int = 24) -> jax.Array:
 
     # A norm of 1 plus rounding is inside the region of convergence, which ends at sqrt(3).
     x = jax.lax.fori_loop(0, iterations, step, whole_matrices(c))
-    return transpose(householder(transpose(x)))
+    return transpose(orthonormal(transpose(x)))
 
 
 def default_transport(projector: Projector) -> Transport:

@@ -10,7 +10,7 @@ from optax_structured.low_rank import inner_state
 from optax_structured.low_rank.leaves import Leaves, Projected, plan
 from optax_structured.low_rank.refit import Held, RefreshState, refit
 from optax_structured.low_rank.refresh import Periodic
-from optax_structured.low_rank.residuals import Drop, Step, combined
+from optax_structured.low_rank.residuals import Drop, InTurn, Step, combined
 from optax_structured.low_rank.shardings import Places
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.state_check import check_leaves, update_inner
@@ -148,15 +148,16 @@ def low_rank_projection(
             leaf = leaf.astype(wide) if wide_dtype(leaf) != wide else leaf
             # The gradient to project, with what earlier steps left out: (*batch, m, n).
             matrix = p.frame.axes.to_matrix(p.spec.residual.absorb(residual[key], leaf))
+            places = Places(p.frame, leaf)
+            in_turn = places.in_turn(p.spec)
             # The basis P, fitted to it if that is due, and what depends on the basis.
             held = Held(bases[key], memory[key], moments.get(key, {}))
-            held = refit(p, held, found.get(key, {}), matrix, masks.get(key), count)
+            held = refit(p, held, found.get(key, {}), matrix, masks.get(key), count, in_turn)
             bases[key], memory[key] = held.stored, held.refresh
             if key in found:
                 moments[key] = held.moments
             # R = P' G.
-            places = Places(p.frame, leaf)
-            factors = places.factors(p.spec, held.stored)
+            factors = InTurn(held.stored) if in_turn else places.factors(p.spec, held.stored)
             steps[key] = step = Step(p.spec, p.frame, factors, matrix, a, count)
             low[key] = places.low_where_stored(finite(step.project()).astype(wide))
         # N = inner(R), of all leaves at once.

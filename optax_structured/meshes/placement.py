@@ -132,8 +132,10 @@ def home(leaf: Any) -> tuple[Any, Spec] | None:
     return sharding.mesh, _normal(sharding.spec, jnp.ndim(leaf))
 
 
-def spread(shape: Sequence[int], spec: Spec, taken: Sequence[str], mesh: Any) -> Spec:
-    """`spec`, plus each mesh axis in `taken` on the largest axis that it divides.
+def spread(
+    shape: Sequence[int], spec: Spec, taken: Sequence[str], mesh: Any, first: int | None = None
+) -> Spec:
+    """`spec`, plus each mesh axis in `taken` on the axis `first`, or the largest that it divides.
 
     State that does not have the axis along which its leaf is sharded would be replicated there:
     it is spread over the same devices along another of its axes.
@@ -146,7 +148,7 @@ def spread(shape: Sequence[int], spec: Spec, taken: Sequence[str], mesh: Any) ->
         ]
         fitting = [i for i, n in enumerate(local) if n % size == 0 and n > 0]
         if fitting:
-            best = max(fitting, key=lambda i: (not new[i], local[i]))
+            best = max(fitting, key=lambda i: (i == first, not new[i], local[i]))
             new[best] = (*new[best], name)
     return tuple(new)
 

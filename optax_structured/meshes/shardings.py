@@ -69,6 +69,9 @@ def choose_sides(low_rank: Any, params: Any) -> Rules:
     step of a low-rank optimizer needs no communication. Where neither matrix axis is sharded, or
     both are, the side stays as it was.
 
+    Stacks of matrices that are sharded, as of scanned layers, are marked `one_by_one`: a device
+    then holds one whole basis of a stack at a time.
+
     Args:
       low_rank: a `LowRank`, or `rules` of them.
       params: arrays or `jax.ShapeDtypeStruct` with `NamedSharding`.
@@ -93,7 +96,10 @@ def _with_local_side(spec: Any, leaf: Any) -> Any:
     if spec is None:
         return None
     axes = spec.axes
-    rows, cols = (_is_sharded(leaf, x) for x in (axes.rows, axes.cols))
+    batch = tuple(axes.split(leaf.shape)[0])
+    rows, cols, stack = (_is_sharded(leaf, x) for x in (axes.rows, axes.cols, batch))
+    if batch and not stack and (rows or cols):
+        spec = dataclasses.replace(spec, one_by_one=True)
     if rows == cols:
         return spec
     side = "cols" if rows else "rows"

@@ -1,5 +1,6 @@
 """What a run will need, before anything is allocated: weights, gradients, optimizer state."""
 
+from optax_structured.planning.chips import CHIPS, find_chip
 from optax_structured.planning.inputs import (
     low_rank_rules,
     named_model,
@@ -10,8 +11,10 @@ from optax_structured.planning.plan import RECIPES, Plan, largest_rank, make_pla
 from optax_structured.planning.tables import render
 
 __all__ = [
+    "CHIPS",
     "RECIPES",
     "Plan",
+    "find_chip",
     "largest_rank",
     "low_rank_rules",
     "make_plan",

@@ -1,7 +1,6 @@
 """The memory of a model under AdamW and under a recipe, in total and on each device."""
 
 import bisect
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +12,10 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optax_structured.memory import MemoryReport, abstract_state, memory_report
-from optax_structured.meshes.shardings import state_shardings
+from optax_structured.meshes.shardings import choose_sides, state_shardings
+from optax_structured.planning import tpu
+from optax_structured.planning.chips import Chip
+from optax_structured.planning.tpu import CompiledStep
 from optax_structured.quantization import Dynamic
 from optax_structured.recipes import registry
 from optax_structured.training.state_bits import codec_of, default_state_bits, made
@@ -21,7 +23,9 @@ from optax_structured.trees import resolve
 from optax_structured.weights import quantize_weights
 
 RECIPES = tuple(name for name, recipe in registry.RECIPES.items() if recipe.numbers)
-_SMALLEST_BLOCK = 8  # that halving tries; its scales take as much as half of an 8-bit code
+
+# What is tried where a recipe does not fit, and the bits of its moments.
+_THRIFTY = (("adamw", 8), ("galore", 32), ("galore", 8), ("apollo", 32), ("q_galore", 8))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,15 @@ class Plan:
     moments: Dynamic | None  # after; None: float32
     mesh: Mapping[str, int]  # empty: one device
     per_device: Mapping[str, int]  # bytes of the fullest device: gradients, weights, before, after
+    chip: Chip | None = None
+    step: CompiledStep | None = None  # for that chip, where libtpu is here
+    fitting: tuple[tuple[str, int], ...] = ()  # recipes that fit where this does not, with bytes
+
+    @property
+    def on_device(self) -> int:
+        """Weights, gradients and state, and the temporaries of the step where they are known."""
+        held = sum(self.per_device[part] for part in ("weights", "gradients", "after"))
+        return held + (self.step.temporaries if self.step else 0)
 
 
 def make_plan(
@@ -45,6 +58,7 @@ def make_plan(
     structure: Any,
     mesh: Mapping[str, int],
     state_bits: int | None = None,
+    chip: Chip | None = None,
 ) -> Plan:
     """Weights, gradients and optimizer state of a model, in total and on each device.
 
@@ -54,8 +68,8 @@ def make_plan(
       recipe: one of `RECIPES`.
       structure: the `LowRank`, or `rules` of them.
       mesh: sizes by name of mesh axis; empty for one device.
-      state_bits: of an entry of a moment, 32, 8 or 4; None for what the recipe itself uses. On a
-        mesh, blocks are halved until none would lie on two devices.
+      state_bits: of an entry of a moment, 32, 8 or 4; None for what the recipe itself uses.
+      chip: what the mesh consists of; with libtpu, the step is compiled for it.
 
     Raises:
       ValueError: an unknown recipe or number of bits; a spec on a leaf that cannot take it.
@@ -63,21 +77,43 @@ def make_plan(
     if recipe not in RECIPES:
         raise ValueError(f"no recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
     bits = default_state_bits(recipe) if state_bits is None else state_bits
+    given, placed = structure, place(params, mesh)
     structure = None if registry.RECIPES[recipe].family == "plain" else structure
-    placed = place(params, mesh)
     adamw = optax.adamw(1e-3)
-    moments = _fitting(recipe, structure, codec_of(bits), placed)
-    tx = _optimizer(recipe, structure, moments)
+    moments = codec_of(bits)
+    tx = local_tx = _optimizer(recipe, structure, moments)
+    if mesh and structure is not None:
+        local_tx = _optimizer(recipe, choose_sides(structure, placed), moments)
     weights, local_weights = _weights(recipe, structure, placed)
     per_device = {
         "gradients": _local_bytes(placed, jax.tree.map(lambda leaf: leaf.sharding, placed)),
         "weights": local_weights,
         "before": _state_on_device(adamw, placed),
-        "after": _state_on_device(tx, placed),
+        "after": _state_on_device(local_tx, placed),
     }
     before = memory_report(adamw, params)
     after = memory_report(tx, params, structure, method=recipe)
-    return Plan(name, recipe, before, after, weights, moments, mesh, per_device)
+    made = Plan(name, recipe, before, after, weights, moments, mesh, per_device, chip)
+    if chip is None:
+        return made
+    if tpu.is_here():
+        made = dataclasses.replace(made, step=tpu.compile_step(local_tx, placed, mesh, chip))
+    if made.on_device > chip.memory:
+        made = dataclasses.replace(made, fitting=_fitting(placed, given, chip))
+    return made
+
+
+def _fitting(placed: Any, structure: Any, chip: Chip) -> tuple[tuple[str, int], ...]:
+    """The recipes of `_THRIFTY` whose weights, gradients and state a chip holds, with bytes."""
+    gradients = _local_bytes(placed, jax.tree.map(lambda leaf: leaf.sharding, placed))
+    found = []
+    for recipe, bits in _THRIFTY:
+        own = None if registry.RECIPES[recipe].family == "plain" else structure
+        tx = _optimizer(recipe, own, codec_of(bits))
+        size = gradients + _weights(recipe, own, placed)[1] + _state_on_device(tx, placed)
+        if size <= chip.memory:
+            found.append((f"--recipe {recipe} --state-bits {bits}", size))
+    return tuple(found)
 
 
 def largest_rank(
@@ -112,8 +148,7 @@ def largest_rank(
     room = min(budget - others, _state_on_device(optax.adamw(1e-3), placed))
 
     def needed(rank: int) -> int:
-        tx = _optimizer(recipe, structure(rank), _fitting(recipe, structure(rank), codec, placed))
-        return _state_on_device(tx, placed)
+        return _state_on_device(_optimizer(recipe, structure(rank), codec), placed)
 
     def useless(rank: int) -> bool:
         try:
@@ -169,26 +204,6 @@ def _optimizer(recipe: str, structure: Any, moments: Dynamic | None) -> Any:
     structured = () if structure is None else (structure,)
     given = {"weights": None} if registry.RECIPES[recipe].takes("weights") else {}
     return made(recipe, moments, 1e-3, *structured, **given)
-
-
-def _fitting(recipe: str, structure: Any, codec: Dynamic | None, placed: Any) -> Dynamic | None:
-    """The codec with the largest blocks of which none lies on two devices.
-
-    Raises:
-      ValueError: of the codec as it was given, if no size of block will do.
-    """
-    if codec is None:
-        return None
-    try:
-        state_shardings(_optimizer(recipe, structure, codec), placed)
-    except ValueError:
-        if codec.block <= _SMALLEST_BLOCK:
-            raise
-        halved = dataclasses.replace(codec, block=codec.block // 2)
-        with contextlib.suppress(ValueError):
-            return _fitting(recipe, structure, halved, placed)
-        raise
-    return codec
 
 
 def _weights(recipe: str, structure: Any, placed: Any) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import math
 import textwrap
 
+from optax_structured.planning import tpu
 from optax_structured.planning.plan import Plan
 from optax_structured.trees.tables import aligned, kinds
 
@@ -26,6 +27,8 @@ def render(plan: Plan, width: int | None = None) -> str:
         shape = ", ".join(f"{name}={n}" for name, n in plan.mesh.items())
         heading = f"On each of {math.prod(plan.mesh.values())} devices ({shape})"
         parts.append(f"{heading}\n{aligned(_each(plan), (1, 2, 3), width)}")
+    if plan.chip is not None:
+        parts += [textwrap.fill(text, width or 120) for text in _on_chip(plan)]
     parts += [textwrap.fill(text, width or 120) for text in (words, _LEFT_OUT)]
     by_kind = aligned(_kinds(plan), range(1, 6), width)
     notes = (textwrap.fill(note, width or 120) for note in plan.after.notes)
@@ -57,6 +60,35 @@ def _each(plan: Plan) -> list[tuple[str, ...]]:
         ("optimizer state", *_change(before, after)),
         ("total", *_change(2 * gradients + before, weights + gradients + after)),
     ]
+
+
+def _on_chip(plan: Plan) -> list[str]:
+    """Whether a device holds it, and what the compiled step takes and receives."""
+    chip, step = plan.chip, plan.step
+    assert chip is not None
+    fits = plan.on_device <= chip.memory
+    counted = "weights, gradients and state"
+    counted += " and the temporaries of the step" if step else ""
+    said = [
+        f"{counted.capitalize()}: {_size(plan.on_device)} of the {_size(int(chip.memory))} of a "
+        f"{chip.name}: {'it fits' if fits else 'it does not fit'}."
+    ]
+    if not fits:
+        others = "; ".join(f"{options}, {_size(size)}" for options, size in plan.fitting)
+        said.append(f"Without temporaries, these fit: {others or 'none; give more devices'}.")
+    if step is None:
+        said.append(f"Temporaries and communication are not known: {tpu.MISSING}.")
+        return said
+    always, most = (sum(kinds.values()) for kinds in step.traffic)
+    said.append(
+        f"The compiled step of the optimizer (libtpu, {step.compile_seconds:.0f} s; nothing was "
+        f"executed) has {_size(step.temporaries)} of temporaries a device. A device receives "
+        f"{_size(int(always))} in a step, {_size(int(most))} in one that refits every leaf: at the "
+        f"{chip.link / 1e9:.0f} GB/s of its links, as an estimate, {1e3 * always / chip.link:.1f} "
+        f"and {1e3 * most / chip.link:.1f} ms. Gradients and weights that travel in the backward "
+        "pass come on top."
+    )
+    return said
 
 
 def _heading(plan: Plan) -> tuple[str, ...]:

@@ -93,6 +93,13 @@ class Frame:
         """
         return self.count * sum(n * r for n, r in self.compressed) + 2 * math.prod(self.low_shape)
 
+    @property
+    def one(self) -> "Frame":
+        """The view of one matrix of the batch."""
+        return Frame(
+            self.axes.matrix_shape(self.shape)[-2:], Axes(side=self.side), self.rank, self.both
+        )
+
     def orient(self, leaf: jax.Array) -> jax.Array:
         """(\\*batch, size, length) of a leaf; a transpose that XLA folds into its readers."""
         return self.turn(self.axes.to_matrix(leaf))

@@ -16,7 +16,7 @@ from optax_structured.projectors.base import (
     widest,
 )
 from optax_structured.projectors.frames import Frame
-from optax_structured.projectors.orthonormal import householder
+from optax_structured.projectors.orthonormal import orthonormal
 from optax_structured.projectors.random_numbers import mix, normal
 from optax_structured.xla.alike import traced_once
 
@@ -78,6 +78,6 @@ class RandomProjection(OneSided):
 
 @traced_once
 def _drawn(static: tuple[int, int, Any, bool], seed: jax.Array) -> jax.Array:
-    rank, size, dtype, orthonormal = static
+    rank, size, dtype, rotation = static
     drawn = normal(mix(seed), rank, size, dtype)
-    return householder(drawn) if orthonormal else drawn / rank**0.5
+    return orthonormal(drawn) if rotation else drawn / rank**0.5

@@ -16,9 +16,9 @@ from optax_structured.projectors.base import (
 from optax_structured.projectors.orthonormal import (
     HIGHEST,
     fix_signs,
-    householder,
     leading,
     magnitude,
+    orthonormal,
 )
 from optax_structured.projectors.range_finder import power_step, sketch
 
@@ -66,9 +66,9 @@ class RandomizedRange(OneSided):
         def fit(basis: Basis, gradient: jax.Array, seed: jax.Array) -> Basis:
             rank = basis.shape[-2]
             columns = min(rank + self.oversampling, frame.size, frame.length)
-            rows = householder(sketch(gradient, columns, seed))
+            rows = orthonormal(sketch(gradient, columns, seed))
             rows = jax.lax.fori_loop(
-                0, self.power, lambda _, q: like(power_step(gradient, q, householder)[0], q), rows
+                0, self.power, lambda _, q: like(power_step(gradient, q, orthonormal)[0], q), rows
             )
             small = product(rows / repeated(magnitude(gradient), rows), gradient)
             u = leading(product(small, small, HIGHEST, transpose_b=True), rank)

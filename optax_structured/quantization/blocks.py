@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from optax_structured.meshes.placement import Spec, on_explicit_mesh, spec_of
+from optax_structured.meshes.placement import Spec, move, on_explicit_mesh, spec_of, spread
 
 
 class Layout(NamedTuple):
@@ -36,6 +36,39 @@ def layout(shape: Sequence[int], block: int, batch: int = 0) -> Layout:
             return Layout(tuple(shape[:kept]), size, block)
     size = math.prod(shape[batch:])
     return Layout(tuple(shape[:batch]), size, max(2, min(block, size + size % 2)))
+
+
+def beside(x: jax.Array, block: int) -> jax.Array:
+    """An array, moved on an explicit mesh so that no block lies on two devices.
+
+    What is sharded inside blocks is sharded along the axes before them, over the same devices, as
+    far as these divide: each device sends what it holds. What fits nowhere is repeated.
+    """
+    for spec in _route(x, x.shape, block):
+        x = move(x, spec)
+    return x
+
+
+def back(x: jax.Array, leaf: Any, block: int) -> jax.Array:
+    """What `beside` moved, where `leaf` is."""
+    for spec in reversed(_route(leaf, x.shape, block)):
+        x = move(x, spec)
+    return x
+
+
+def _route(leaf: Any, shape: Sequence[int], block: int) -> list[Spec]:
+    """Where an array passes, one mesh axis at a time: XLA gathers it when two move at once."""
+    if not on_explicit_mesh(leaf):
+        return []
+    cut, spec, mesh = layout(shape, block), spec_of(leaf), jax.typeof(leaf).sharding.mesh
+    route, kept = [spec], len(cut.lead)
+    while not _fits(spec, cut, mesh):
+        lead, inner = spec[:kept], [list(axes) for axes in spec[kept:]]
+        last = next(axes for axes in reversed(inner) if axes)
+        lead = spread(cut.lead, lead, [last.pop()], mesh)
+        spec = (*lead, *map(tuple, inner))
+        route.append(spec)
+    return route
 
 
 def in_blocks(x: jax.Array, block: int, batch: int = 0) -> jax.Array:
@@ -67,13 +100,20 @@ def lookup(table: Any, index: jax.Array) -> jax.Array:
     return jnp.asarray(table).at[index].get(mode="promise_in_bounds", out_sharding=out)
 
 
+def _fits(spec: Spec, cut: Layout, mesh: Any) -> bool:
+    """Whether each block of an array is on one device."""
+    inner = spec[len(cut.lead) :]
+    shards = math.prod(mesh.shape[name] for axes in inner for name in axes)
+    return shards == 1 or not (any(inner[1:]) or cut.size % (shards * cut.block))
+
+
 def _row_spec(x: jax.Array, cut: Layout) -> Spec:
     """The mesh axes of the rows of an array."""
     spec, kept = spec_of(x), len(cut.lead)
     inner = spec[kept:]
     mesh = jax.typeof(x).sharding.mesh
-    shards = math.prod(mesh.shape[name] for axes in inner for name in axes)
-    if shards > 1 and (any(inner[1:]) or cut.size % (shards * cut.block)):
+    if not _fits(spec, cut, mesh):
+        shards = math.prod(mesh.shape[name] for axes in inner for name in axes)
         local = jax.typeof(x).sharding.shard_shape(x.shape)
         fits = math.gcd(cut.block, cut.size // shards)
         whole = cut.size % shards == 0 and fits > 1 and not any(inner[1:])

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_structured.quantization.blocks import in_blocks, layout, lookup, out_of_blocks
+from optax_structured.quantization.blocks import (
+    beside,
+    in_blocks,
+    layout,
+    lookup,
+    out_of_blocks,
+)
 from optax_structured.quantization.checks import check_bits, check_block
 from optax_structured.quantization.codebooks import codebook, nearest
 from optax_structured.quantization.codec import Codec, DynamicCode
@@ -71,7 +77,7 @@ class Dynamic(Codec):
         return _encode(self, x)
 
     def _encode(self, x: jax.Array) -> DynamicCode:
-        blocks = in_blocks(x, self.block).astype(jnp.float32)
+        blocks = in_blocks(beside(x, self.block), self.block).astype(jnp.float32)
         # Infinity counts as the largest number: 0 times it would spoil the block.
         absmax = jnp.max(blocks, -1)
         if self.signed:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from optax_structured.quantization.blocks import back
 from optax_structured.quantization.checks import of_leaf
 from optax_structured.quantization.codec import DynamicCode, is_encoded, is_mapped
 from optax_structured.quantization.dynamic import Dynamic
@@ -72,7 +73,8 @@ class StoredState:
         if codec is None:
             return x
         with self.named(self.owners[i]):
-            return codec.decode(x, leaf.shape).astype(wide_dtype(leaf))
+            decoded = codec.decode(x, leaf.shape).astype(wide_dtype(leaf))
+            return back(decoded, leaf, codec.block)
 
     def name(self, owner: int | None) -> str:
         """The path of a parameter."""

@@ -11,6 +11,7 @@ import numpy as np
 from optax_structured import diagnostics
 from optax_structured.training.checkpoint import Checkpoints
 from optax_structured.training.clock import Clock
+from optax_structured.training.devices import in_any_process, is_first
 from optax_structured.training.folder import Row, check_empty, save_config
 from optax_structured.training.history import History
 from optax_structured.training.names import counted
@@ -59,23 +60,28 @@ def train(
     """
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"stop_after must be at least 1 {task.unit}, got {stop_after}")
+    writes = is_first()
     if not resume:
         check_empty(folder)
+        in_any_process(False)  # none writes before all have looked
         folder.mkdir(parents=True, exist_ok=True)
-        save_config(task.config, folder)
+        if writes:
+            save_config(task.config, folder)
     state, step, history = task.init(), 0, History()
     with Checkpoints(folder) as checkpoints:
         if resume:
             step, state = checkpoints.restore(state)
             history = History.read(folder, step)
-            save_config(task.config, folder)  # it may have been extended
+            if writes:
+                save_config(task.config, folder)  # it may have been extended
         else:
             checkpoints.save(0, state)
         began = step
         last = min(task.total_steps, (stop_after or task.length) * task.steps_a_unit)
         if step < last:  # compiles before the clock starts
             state, _ = task.steps(state, step, 0)
-        clock, saved, leaving = Clock(), time.monotonic(), stopped()
+        clock, saved = Clock(), time.monotonic()
+        (leaving,) = in_any_process(stopped())
         row: Row = history.rows[-1] if history.rows else {}
         while step < last and not leaving:
             evaluation = (step // task.evaluate_every + 1) * task.evaluate_every
@@ -95,9 +101,11 @@ def train(
                 history.add(measured._replace(row=row))
                 clock = Clock()
             watch(row)
-            leaving = stopped()
-            if step == last or leaving or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                history.write(folder)
+            due = time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
+            leaving, due = in_any_process(stopped(), due)
+            if step == last or leaving or due:
+                if writes:
+                    history.write(folder)
                 checkpoints.save(step, state)
                 saved = time.monotonic()
     return Result(state, history, began, step)

@@ -10,20 +10,26 @@ from rich.markup import escape
 
 from optax_structured.training import loop, plots, report
 from optax_structured.training.config import check_same, given_only
+from optax_structured.training.devices import Devices
 from optax_structured.training.folder import load_config
 from optax_structured.training.task import Task
 from optax_structured.trees import rules
 
 
-def new(kind: type[Task], given: Mapping[str, Any]) -> Task:
+def new(kind: type[Task], given: Mapping[str, Any], mesh: Mapping[str, int] | None = None) -> Task:
     """The task of a new run, from the options that were given; None counts as not given."""
     defaults = {name: field.default for name, field in kind.config_type.options().items()}
     data, facts = kind.load({**defaults, **given_only(given)})
-    return kind(kind.config_type(**given_only(given), **facts), data)
+    return _made(kind, kind.config_type(**given_only(given), **facts), data, mesh)
 
 
-def stored(kind: type[Task], folder: pathlib.Path, given: Mapping[str, Any]) -> Task:
-    """The task of a run folder, longer if a greater length was given.
+def stored(
+    kind: type[Task],
+    folder: pathlib.Path,
+    given: Mapping[str, Any],
+    mesh: Mapping[str, int] | None = None,
+) -> Task:
+    """The task of a run folder, longer if a greater length was given; on any mesh.
 
     Raises:
       ValueError: something else was asked for than what the run has, or other data were found.
@@ -39,7 +45,19 @@ def stored(kind: type[Task], folder: pathlib.Path, given: Mapping[str, Any]) -> 
     if any(getattr(config, name) != value for name, value in facts.items()):
         flag = f"--{kind.located.replace('_', '-')}"
         raise ValueError(f"these are not the data of the run in {folder}: give them with {flag}")
-    return kind(config, data)
+    return _made(kind, config, data, mesh)
+
+
+def _made(kind: type[Task], config: Any, data: Any, mesh: Mapping[str, int] | None) -> Task:
+    if not mesh:
+        return kind(config, data)
+    if not kind.takes_mesh:
+        raise ValueError(
+            f"--mesh has no meaning for the task {kind.name}, which trains on one device: leave it "
+            "out, or choose --task lm"
+        )
+    made: Any = kind
+    return made(config, data, Devices(mesh))
 
 
 def default_name(task: Task) -> str:

@@ -14,6 +14,7 @@ import optax
 from rich.console import Console
 
 from optax_structured.training.config import Config
+from optax_structured.training.devices import Devices
 from optax_structured.training.folder import Row
 from optax_structured.training.history import Evaluation, History
 from optax_structured.training.state_bits import folder_name
@@ -78,12 +79,17 @@ class Task(abc.ABC):
     panels: Sequence[Panel]
     structure: Any  # `rules` that the optimizer was built with, or None
 
-    def __init__(self, config: Any, train: Any) -> None:
+    takes_mesh: ClassVar[bool] = False  # whether its constructor takes `devices`
+
+    def __init__(self, config: Any, train: Any, devices: Devices | None = None) -> None:
         self.config = config
+        self.devices = devices or Devices()
         self.train = jax.device_put(train)
-        self._steps = jax.jit(self._run_steps, donate_argnums=0)
-        self._initial = jax.jit(self._make_state)
-        self._gradient = jax.jit(self._one_gradient)
+        place = self._shardings()
+        losses, params = self.devices.everywhere, place and place.params
+        self._steps = jax.jit(self._run_steps, donate_argnums=0, out_shardings=(place, losses))
+        self._initial = jax.jit(self._make_state, out_shardings=place)
+        self._gradient = jax.jit(self._one_gradient, out_shardings=params)
 
     @staticmethod
     @abc.abstractmethod
@@ -203,6 +209,13 @@ class Task(abc.ABC):
     def abstract_state(self) -> State:
         """Shapes and dtypes of the state."""
         return jax.eval_shape(self._make_state, self.keys()[0])
+
+    def _shardings(self) -> State | None:
+        """Of the state; None on one device."""
+        if not self.devices.mesh:
+            return None
+        params = jax.eval_shape(self.init_params, jax.random.key(0))
+        return State(*self.devices.shardings(self.optimizer(self.config.learning_rate), params))
 
     def _make_state(self, key: jax.Array) -> State:
         params = self.init_params(key)

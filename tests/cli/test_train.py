@@ -215,3 +215,26 @@ def test_quiet_prints_errors_only(tmp_path):
     assert invoke("train", *IMAGES, "--dry-run", "--quiet") == (0, "")
     code, said = invoke("train", "--quiet", "--recipe", "rmad")
     assert code == 2 and "did you mean 'rmda'" in said
+
+
+@pytest.mark.slow
+def test_a_run_on_a_mesh_has_the_numbers_of_one_device(tmp_path, text):
+    options = [*LM, "--batch-size", 8, "--recipe", "galore", "--rank", 4, "--text", text]
+    for name, mesh in {"one": [], "mesh": ["--mesh", "data=4,fsdp=2"]}.items():
+        code, said = invoke("train", *options, *mesh, "--out", tmp_path / name)
+        assert code == 0, said
+    one, other = (np.load(tmp_path / name / "losses.npy") for name in ("one", "mesh"))
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
+def test_meshes_that_cannot_be_speak(text):
+    options = ["--text", text, "--batch-size", 2]
+    for given, sentence in {
+        ("--mesh", "fsdp=3"): "--mesh fsdp=3 has 3 devices, and this run has 8 in 1 processes",
+        ("--mesh", "eight"): "--mesh takes NAME=SIZE,..., such as fsdp=8, got 'eight'",
+        ("--mesh", "data=8"): "batch_size 2 must be a multiple of the 8 devices of the mesh",
+    }.items():
+        code, said = invoke("train", *LM, *options, *given)
+        assert code == 2 and sentence in said, said
+    code, said = invoke("train", "--mesh", "data=8")
+    assert code == 2 and "--mesh has no meaning for the task images" in said

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from recipes_table import assert_equal, normal
 from tolerances import CAPTURED, rounding
 
@@ -139,3 +141,26 @@ def test_diagnostics_decode_the_basis():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     with pytest.raises(ValueError, match="'w' is in codes: give the LowRank with its codec"):
         oxs.diagnostics.captured_energy(state, g, LowRank(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_codes_are_shared_out_over_the_devices_of_their_leaf(kind):
+    """They travel as codes: the numbers are those of one device."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
+    place = NamedSharding(mesh, P(None, None, "d"))
+    spec = LowRank(8, 2, Axes(side="rows"), projector=SVD(), codec=INT4)
+    tx = oxs.low_rank_projection(optax.trace(0.9), spec)
+    grads = [normal(i, (2, 16, 32)) for i in range(3)]
+    *_, (expected, whole) = steps(tx, grads)
+    with jax.set_mesh(mesh):
+        g = jax.device_put(grads[0], place)
+        where = oxs.state_shardings(tx, g)
+        state = jax.jit(tx.init, out_shardings=where)(g)
+        update = jax.jit(tx.update, out_shardings=(place, where))
+        for g in grads:
+            got, state = update(jax.device_put(g, place), state)
+    codes = state.bases[""].codes
+    assert codes.sharding.shard_shape(codes.shape)[1:] != codes.shape[1:]
+    np.testing.assert_allclose(got, expected, atol=10 * rounding("float32"))
+    np.testing.assert_array_equal(codes, whole.bases[""].codes)

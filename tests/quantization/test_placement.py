@@ -1,5 +1,6 @@
 """Stored state on meshes: blocks stay on their device, and runs move from mesh to mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -105,23 +106,35 @@ def test_rows_may_be_sharded_where_no_block_crosses():
 
 
 @pytest.mark.parametrize(
-    ("shape", "spec", "block"),
+    ("shape", "spec", "block", "stored"),
     [
-        ((16, 64), P(None, "data"), 16),
-        ((8, 4, 6), P(None, "model", "data"), 8),
-        ((96,), P("data"), 8),
+        ((16, 64), P(None, "data"), 16, P("data", None)),
+        ((8, 4, 6), P(None, "model", "data"), 8, P(("data", "model"), None)),
+        ((96,), P("data"), 8, P(None)),
     ],
     ids=["half a block", "blocks over two axes", "a block and a half"],
 )
-def test_blocks_over_several_devices_are_an_error_that_says_what_to_do(shape, spec, block):
+@both_bits
+def test_blocks_over_several_devices_live_where_they_are_whole(shape, spec, block, stored, codec):
+    """The numbers are those of one device, and the codes are shared out where axes allow it."""
     where = mesh(AxisType.Explicit, *((2, 4) if len(shape) == 3 else (8, 1)))
+    tx, start, g = (
+        optimizer(dataclasses.replace(codec, block=block)),
+        *(normal_tree(i, {"w": shape}) for i in "pg"),
+    )
+    step = jax.jit(step_of(tx))
+    expected = step(g, tx.init(start), start)
     with jax.set_mesh(where):
-        start = place({"embed": jnp.ones(shape)}, where, {"embed": spec})
-        with pytest.raises(ValueError) as error:
-            optimizer(oxs.Dynamic(8, block)).init(start)
-    assert f"blocks of {block} consecutive entries would lie across devices" in str(error.value)
-    assert "choose a block that divides what one device holds" in str(error.value)
-    assert str(error.value).startswith("quantized: the state of 'embed': ")
+        placed, g = (place(tree, where, {"w": spec}) for tree in (start, g))
+        state = tx.init(placed)
+        scales = state.inner_state.inner[0].mu["w"].absmax
+        assert scales.sharding.is_equivalent_to(NamedSharding(where, stored), scales.ndim)
+        got = step(g, state, placed)
+        text = step.lower(g, state, placed).compile().as_text()
+    assert got[0]["w"].sharding.is_equivalent_to(placed["w"].sharding, len(shape))
+    assert_same_run(got, expected)
+    gathers = [line for line in all_collectives(text) if "all-gather" in line]
+    assert len(shape) == 1 or beyond_flags(gathers) == []
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from optax_structured.memory import MemoryReport, memory_report
 from optax_structured.training import report
+from optax_structured.training.devices import Devices
 from optax_structured.training.folder import Row, write_table
 from optax_structured.training.history import Evaluation, History
 from optax_structured.training.lm import plots, probes, recipes
@@ -32,19 +33,25 @@ class LanguageModel(Task):
     A step sees windows of the text drawn with replacement.
     """
 
-    name, unit, steps_a_unit, steps_a_call = "lm", "step", 1, 10
+    name, unit, steps_a_unit, steps_a_call, takes_mesh = "lm", "step", 1, 10, True
     recipes, config_type, located = recipes.RECIPES, Config, "text"
     compared, factors = "adamw,galore,fira,apollo,dct_adamw,ldadam", (0.3, 1.0, 3.0, 10.0)
     panels = (Panel("held-out perplexity", {"perplexity": "per byte"}, log=True),)
 
-    def __init__(self, config: Config, text: texts.Text) -> None:
+    def __init__(self, config: Config, text: texts.Text, devices: Devices | None = None) -> None:
         self.text, self.evaluate_every = text, config.evaluate_every
         self.model = Functional(config.width, config.layers, config.heads, config.stacked)
         self.structure = recipes.structure(config)
-        super().__init__(config, text.train)
+        super().__init__(config, (), devices)
+        if config.batch_size % self.devices.share:
+            raise ValueError(
+                f"batch_size {config.batch_size} must be a multiple of the {self.devices.share} "
+                "devices of the mesh that share it"
+            )
+        everywhere = self.devices.everywhere
         self._starts = jax.jit(self._draw_starts)
-        self._held_out_losses = jax.jit(self._sum_losses)
-        self._probe = jax.jit(functools.partial(probes.measure, self))
+        self._held_out_losses = jax.jit(self._sum_losses, out_shardings=everywhere)
+        self._probe = jax.jit(functools.partial(probes.measure, self), out_shardings=everywhere)
 
     @staticmethod
     def load(given: Mapping[str, Any]) -> tuple[texts.Text, dict[str, Any]]:
@@ -58,10 +65,16 @@ class LanguageModel(Task):
         return recipes.build(self.config, learning_rate, self.structure)
 
     def batches(self, first: int, count: int) -> Any:
-        return self._starts(self.keys()[1], np.int32(first))
+        """Windows of the text, (steps_a_call, batch, sequence + 1)."""
+        starts = np.asarray(self._starts(self.keys()[1], np.int32(first)))
+        length = self.config.sequence + 1
+        windows = np.lib.stride_tricks.sliding_window_view(self.text.train, length)
+        return self.devices.examples(
+            (*starts.shape, length), lambda part: windows[starts[part[:2]]][..., part[2]]
+        )
 
-    def loss(self, params: Any, train: jax.Array, batch: jax.Array) -> jax.Array:
-        windows = train[batch[:, None] + jnp.arange(self.config.sequence + 1)].astype("int32")
+    def loss(self, params: Any, train: Any, batch: jax.Array) -> jax.Array:
+        windows = batch.astype("int32")
         return jnp.mean(self.model.losses(params, windows[:, :-1], windows[:, 1:]))
 
     def held_out_loss(self, params: Any) -> float:
@@ -163,7 +176,7 @@ class LanguageModel(Task):
         missing = -len(targets) % (shape[0] * shape[1])
         inputs = np.pad(inputs, (0, missing)).reshape(-1, *shape)
         targets = np.pad(targets, (0, missing), constant_values=-1).reshape(-1, *shape)
-        return jax.device_put((inputs, targets))
+        return tuple(self.devices.examples(x.shape, x.__getitem__) for x in (inputs, targets))
 
     def _sum_losses(self, params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
         def total(batch: tuple[jax.Array, jax.Array]) -> jax.Array:

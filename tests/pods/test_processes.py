@@ -1,0 +1,121 @@
+"""Several processes on loopback: the numbers of one, and what is left when one of them dies."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cli_runs import LM, invoke, write_text
+
+HERE = pathlib.Path(__file__).parent
+MESH = {"data": 4, "fsdp": 2}
+RECIPES = ["galore", "ramda", "adamw-8bit"]
+# Sums over devices add up in another order; an 8-bit code may fall to either side.
+CLOSE = {"galore": 1e-4, "ramda": 1e-4, "adamw-8bit": 5e-3}
+pytestmark = pytest.mark.slow
+
+
+def start(command, processes, devices):
+    """Processes of a run, that know of each other if there are several."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    base = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+    }
+    together = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=base | (together | {"JAX_PROCESS_ID": str(i)} if processes > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(run):
+    """What each process printed."""
+    said = [process.communicate(timeout=600) for process in run]
+    for process, (_, errors) in zip(run, said, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [out for out, _ in said]
+
+
+def worker(folder, processes, devices, out, mesh=MESH, recipes=RECIPES, **more):
+    asked = {"mesh": mesh, "recipes": recipes, "folder": str(folder), "out": str(out), **more}
+    return start([HERE / "worker.py", json.dumps(asked)], processes, devices)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The run of two processes with four devices each, and its checkpoints."""
+    folder = tmp_path_factory.mktemp("two")
+    finish(worker(folder / "run", 2, 4, folder / "two.npz"))
+    return folder / "run", np.load(folder / "two.npz")
+
+
+def params(arrays, recipe):
+    return {k: arrays[k] for k in arrays.files if k.startswith(f"{recipe}/ended.params")}
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (4, 2)])
+def test_any_number_of_processes_gets_the_same_numbers(together, processes, devices, tmp_path):
+    finish(worker(tmp_path / "run", processes, devices, tmp_path / "other.npz"))
+    other = np.load(tmp_path / "other.npz")
+    for recipe in RECIPES:
+        for name, x in params(together[1], recipe).items():
+            np.testing.assert_allclose(other[name], x, rtol=0, atol=CLOSE[recipe], err_msg=name)
+
+
+def test_a_killed_process_and_all_start_again(together, tmp_path):
+    """From the last checkpoint, to the bits that a run without a break ends with."""
+    asked = (tmp_path / "run", 2, 4, tmp_path / "again.npz")
+    run = worker(*asked, recipes=["adamw-8bit"], die_after=1)
+    assert run[1].wait(timeout=600) == -signal.SIGKILL
+    run[0].kill()
+    run[0].communicate()
+    finish(worker(*asked, recipes=["adamw-8bit"], resume=True))
+    again = np.load(tmp_path / "again.npz")
+    for name in again.files:
+        if "/ended" in name:
+            np.testing.assert_array_equal(again[name], together[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2}, {}], ids=["2x2", "one device"])
+def test_a_checkpoint_opens_on_other_devices(together, mesh, tmp_path):
+    """Eight devices in two processes saved it."""
+    folder, saved = together
+    asked = {"mesh": mesh, "recipes": ["galore", "adamw-8bit"], "resume": True}
+    finish(worker(folder, 1, 4 if mesh else 1, tmp_path / "one.npz", **asked))
+    one = np.load(tmp_path / "one.npz")
+    for name in one.files:
+        np.testing.assert_array_equal(one[name], saved[name.replace("/began", "/ended")], name)
+
+
+def test_the_command_in_two_processes(tmp_path):
+    """One progress line, one folder; and it goes on elsewhere."""
+    text = write_text(tmp_path / "short.txt")
+    options = [*LM, "--batch-size", 8, "--recipe", "galore", "--rank", 4, "--text", text]
+    command = ["-m", "optax_structured", "train", *options, "--out", tmp_path / "run"]
+    mesh = ["--mesh", "data=4,fsdp=2"]
+    first, second = finish(start([*command, *mesh, "--distributed", "--stop-after", 8], 2, 4))
+    assert "galore 0" in first and "Written to" in first
+    assert "galore" not in second and "Written to" not in second
+    assert len(np.load(tmp_path / "run" / "losses.npy")) == 8
+    code, said = invoke("train", "--resume", tmp_path / "run")
+    assert code == 0, said
+    assert len(np.load(tmp_path / "run" / "losses.npy")) == 12
