@@ -84,9 +84,8 @@ def on_a_bowl(make: Callable[..., Any]) -> Callable[..., Any]:
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> Any:
             def loss(w: Any) -> jax.Array:
                 single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
-                parts = jax.tree.map(
-                    lambda w, p, g: jnp.sum((single(w) - single(p)) * single(g)), w, params, grads
-                )
+                away = jax.tree.map(lambda w, p: single(w) - single(p), w, params)
+                parts = jax.tree.map(lambda a, g: jnp.sum(a * (single(g) + a / 2)), away, grads)
                 return sum(jax.tree.leaves(parts), jnp.full((), 100.0, jnp.float32))
 
             known = {
@@ -94,7 +93,7 @@ def on_a_bowl(make: Callable[..., Any]) -> Callable[..., Any]:
                 "grad": grads,
                 "value_fn": loss,
                 "value_and_grad_fn": jax.value_and_grad(loss),
-                "residual_fn": lambda w: jnp.stack([loss(w) / 100, jnp.ones((), jnp.float32)]),
+                "residual_fn": lambda w: jnp.stack([loss(w) / 10, jnp.ones((), jnp.float32)]),
                 "grads_prev": jax.tree.map(lambda g: g / 2, grads),
                 "batch_size": 16,
             }
@@ -157,8 +156,8 @@ def modular(learning_rate, alpha, beta):
     """Each leaf is a module, and the last ones are below the threshold at every other step."""
 
     def labels(tree):
-        paths, structure = jax.tree.flatten_with_path(tree)
-        return structure.unflatten([jax.tree_util.keystr(path) for path, _ in paths])
+        leaves, structure = jax.tree.flatten(tree)
+        return structure.unflatten([f"{i:02}" for i in range(len(leaves))])
 
     adam = oxs.transforms.debiased_adam()
     inner = optax.chain(adam, optax.scale_by_learning_rate(learning_rate))

@@ -178,7 +178,7 @@ def modular_adaptive(
         eigenvalues: Mapping[str, Any] | None = None,
         **extra: Any,
     ) -> tuple[Any, ModularState]:
-        if isinstance(state.active, jax.Array):  # nothing to train
+        if not jax.tree.leaves(updates):
             return updates, state._replace(clock=tick(state.clock))
         if eigenvalues is not None:
             state = evaluated(state, eigenvalues)

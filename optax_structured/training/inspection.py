@@ -101,8 +101,8 @@ def draw(task: Task, found: Inspection, history: History, folder: pathlib.Path) 
     """One page, `inspection.png`: four panels, or three where the rate has no limit."""
     with matplotlib.rc_context(STYLE):
         figure = figure_of(f"{task.title}, step {found.step}", 10.5, 7.0)
-        above = ["spectrum", "spectrum" if found.limit is None else "rates"]
-        axes = figure.subplot_mosaic([above, ["signs", "last"]])
+        right = "spectrum" if found.limit is None else "rates"
+        axes: Any = figure.subplot_mosaic([["spectrum", right], ["signs", "last"]])
         _draw_spectrum(axes["spectrum"], found)
         if found.limit is not None:
             _draw_rates(axes["rates"], found.learning_rate, found.limit)
