@@ -52,11 +52,11 @@ class CoupledGroupLasso(Norm):
       ...           "down": jnp.array([[2.0], [8.0]])}
       >>> zero = jax.tree.map(jnp.zeros_like, params)
       >>> updates, _ = optimizer.update(zero, optimizer.init(params), params)
-      >>> for name, leaf in optax.apply_updates(params, updates).items():
-      ...     print(name, leaf.ravel())  # the norms are 3 and 10
-      up [0. 3.]
+      >>> for name, leaf in sorted(optax.apply_updates(params, updates).items()):
+      ...     print(name, leaf.ravel().round(4))  # the norms are 3 and 10
       bias [0. 0.]
       down [0. 4.]
+      up [0. 3.]
     """
 
     units: str
