@@ -9,7 +9,7 @@ import optax
 
 from optax_structured.meshes.placement import agreed, like
 from optax_structured.states.errors import ChangedSetting
-from optax_structured.trees.tree_checks import check_same_tree
+from optax_structured.trees.tree_checks import AnotherTree, check_same_tree
 from optax_structured.xla.traced import Traced
 
 
@@ -79,7 +79,7 @@ def skip_nonfinite(*inner: optax.GradientTransformation) -> optax.GradientTransf
         usable = _all_finite(updates, state.skipped)
         try:
             updates, new = step_if(usable, chain, updates, state.inner_state, params, **extra)
-        except ChangedSetting:
+        except (AnotherTree, ChangedSetting):  # which say what differs
             raise
         except (KeyError, TypeError, ValueError):
             if params is not None:

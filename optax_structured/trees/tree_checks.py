@@ -10,6 +10,10 @@ import numpy as np
 from optax_structured.trees.paths import named_leaves
 
 
+class AnotherTree(ValueError):
+    """A tree that differs from the one that is known."""
+
+
 def check_same_tree(element: str, given: Any, known: Any, whose: str = "init") -> None:
     """Raises ValueError unless `given` has the leaves of `known`, with their shapes.
 
@@ -37,7 +41,7 @@ def check_same_tree(element: str, given: Any, known: Any, whose: str = "init") -
     raise another_tree(element, found, whose)
 
 
-def another_tree(element: str, found: Sequence[str], whose: str = "init") -> ValueError:
+def another_tree(element: str, found: Sequence[str], whose: str = "init") -> AnotherTree:
     """The error that says how a tree differs from the one of `whose`.
 
     >>> print(another_tree("ldadam", ["'bias' is missing"]))
@@ -45,7 +49,7 @@ def another_tree(element: str, found: Sequence[str], whose: str = "init") -> Val
 parameters that are updated; leave leaves out with optax.masked or optax.partition
     """
     shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
-    return ValueError(
+    return AnotherTree(
         f"{element} was given another tree than that of {whose}: {shown}. Call init with the "
         "parameters that are updated; leave leaves out with optax.masked or optax.partition"
     )
