@@ -9,6 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.states.roles import Pending
 from optax_structured.trees.checks import check_nonnegative, check_params, check_positive
 from optax_structured.trees.precision import (
     as_stored,
@@ -27,7 +28,7 @@ class GnsState(NamedTuple):
     clock: Clock  # steps since init, for schedules
     gamma: jax.Array  # () float32 or wider: radius with which the next search starts
     value: jax.Array  # () float32 or wider: the loss where the last step ended
-    grad: Any  # like params, in their precision: the gradient there
+    grad: Pending[Any]  # like params, in their precision: the gradient there
     num_trials: jax.Array  # () int32: linear systems solved in the last step
 
 
