@@ -4,8 +4,9 @@ import functools
 import math
 import re
 
+from optax_structured.planning.collectives import computations_of
+
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _OPERATION = re.compile(r" = (.*?) ([a-z][a-z\-]*?)(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _SIDES = re.compile(r"(?:branch_computations|true_computation)=(.*)")
@@ -15,7 +16,7 @@ _SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 def steady_collectives(text):
     """The communication that runs at every step, outside all conditionals: lines of HLO."""
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
     seen, todo, found = set(), [entry], []
     while todo:
         name = todo.pop()
@@ -34,7 +35,7 @@ def steady_collectives(text):
 
 def collectives_in_loops(text):
     """The communication of each turn of a loop: lines of HLO."""
-    computations, _ = _computations(text)
+    computations, _ = computations_of(text)
     todo, seen = re.findall(r"(?:body|condition)=%?([\w.\-]+)", text), set()
     while todo:
         name = todo.pop()
@@ -59,7 +60,7 @@ def all_collectives(text):
 
 def unavoidable(text, word):
     """Whether a line with this word runs at every step, whichever sides the conditionals take."""
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
 
     @functools.cache
     def runs(name):
@@ -79,14 +80,3 @@ def shapes_of(line):
     """The shapes of the results of one line of HLO."""
     results = _SHAPE.findall(_OPERATION.search(line)[1])
     return [tuple(map(int, filter(None, shape.split(",")))) for shape in results]
-
-
-def _computations(text):
-    found, entry, lines = {}, None, []
-    for line in text.splitlines():
-        if start := _COMPUTATION.match(line):
-            lines = found.setdefault(start[2], [])
-            entry = start[2] if start[1] else entry
-        else:
-            lines.append(line)
-    return found, entry

@@ -30,7 +30,7 @@ class Traffic(NamedTuple):
 
 def traffic(text: str) -> Traffic:
     """The collectives of a compiled program: loops by their turns, branches by the costlier."""
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
 
     def of(name: str, branches: bool) -> dict[str, float]:
         total: dict[str, float] = collections.defaultdict(float)
@@ -71,7 +71,8 @@ def _bytes(result: str) -> float:
     return total
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations_of(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation of a compiled program, and the name of its entry."""
     found: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
