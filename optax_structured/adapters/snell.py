@@ -19,6 +19,7 @@ from optax_structured.adapters.nodes import (
 )
 from optax_structured.trees import Axes
 from optax_structured.trees.precision import at_least_float32, wide_dtype
+from optax_structured.xla.quantile import quantile, ranked
 
 Rule = Literal["hard", "soft"]
 
@@ -99,8 +100,8 @@ class SNELL(Adapter):
     rank of D is not bounded by r. Since S is quadratic in D, the model starts very nearly as the
     pretrained one, and gradients are tiny: use Adam, not SGD.
 
-    Zeros save neither time nor memory. D is recomputed in the backward pass; its quantile is a sort
-    of every weight at each step, and gathers a sharded one.
+    Zeros save neither time nor memory. D is recomputed in the backward pass; its quantile is some
+    thirty passes over every weight at each step.
 
     Args:
       rank: r, shared by the H chunks, a multiple of H; 8 to 32.
@@ -203,18 +204,10 @@ def sparsified(dense: jax.Array, sparsity: jax.Array, rule: Rule) -> jax.Array:
     size = jax.lax.stop_gradient(jnp.abs(dense))
     flat = size.reshape(*dense.shape[:-2], -1)
     if rule == "hard":
-        threshold = _quantiles(flat, sparsity)[..., None, None]
+        threshold = quantile(flat, sparsity)[..., None, None]
         return jnp.where(size > threshold, dense * size, 0.0)
     n = flat.shape[-1]
     place = jnp.clip(jnp.ceil(sparsity * n).astype(jnp.int32) - 1, 0, n - 1)
-    ranked = jnp.take_along_axis(jnp.sort(flat, axis=-1), place[..., None], axis=-1)
     # At a sparsity of 0 nothing is cut off.
-    threshold = jnp.where(sparsity[..., None] > 0, ranked, 0.0)[..., None]
+    threshold = jnp.where(sparsity > 0, ranked(flat, place), 0.0)[..., None, None]
     return dense * jnp.maximum(size - threshold, 0.0)
-
-
-def _quantiles(flat: jax.Array, at: jax.Array) -> jax.Array:
-    of_one = jnp.quantile
-    for _ in flat.shape[:-1]:
-        of_one = jax.vmap(of_one)
-    return of_one(flat, at)

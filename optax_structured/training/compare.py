@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from optax_structured.training.run import run
 from optax_structured.training.task import Task
 
 TABLE = "comparison.md"
-_CALLS_TO_TIME, _STEPS_TO_TIME = 12, 10
+_CALLS_TO_TIME, _STEPS_TO_TIME, _SECONDS_TO_TIME = 12, 10, 0.3  # the last two of a call, at most
 
 
 class Stopped(Exception):
@@ -106,14 +107,18 @@ def score(task: Task, rows: Sequence[Row]) -> float:
 def step_ms(tasks: Mapping[str, Task]) -> dict[str, float]:
     """Median milliseconds a step, the recipes in turn, so that a busy machine slows all alike."""
     states = {name: task.init() for name, task in tasks.items()}
-    clocks = {name: Clock() for name in tasks}
-    for call in range(-1, _CALLS_TO_TIME):
+    clocks, counts = {name: Clock() for name in tasks}, {}
+    for name, task in tasks.items():
+        states[name], _ = task.steps(states[name], 0, 0)  # compiles
+        began = time.perf_counter()
+        states[name], losses = task.steps(states[name], 0, 1)
+        np.asarray(losses)
+        longest = _SECONDS_TO_TIME / (time.perf_counter() - began)
+        counts[name] = max(1, min(_STEPS_TO_TIME, int(longest)))
+    for _ in range(_CALLS_TO_TIME):
         for name, task in tasks.items():
-            if call < 0:  # the first call compiles
-                states[name], _ = task.steps(states[name], 0, 0)
-                continue
-            with clocks[name].timing(_STEPS_TO_TIME):
-                states[name], losses = task.steps(states[name], 0, _STEPS_TO_TIME)
+            with clocks[name].timing(counts[name]):
+                states[name], losses = task.steps(states[name], 0, counts[name])
                 np.asarray(losses)
     return {name: clock.reading()["step_ms"] for name, clock in clocks.items()}
 

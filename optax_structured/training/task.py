@@ -71,8 +71,8 @@ class Task(abc.ABC):
     located: ClassVar[str]  # field that says where the data are: it may differ on resuming
     compared: ClassVar[str]  # recipes, separated by commas
     factors: ClassVar[tuple[float, ...]]  # of a recipe's learning rate: what a comparison sweeps
-    steps_a_call: ClassVar[int]
-    # Of one configuration.
+    # Of one configuration, or of the kind.
+    steps_a_call: int
     steps_a_unit: int
     evaluate_every: int  # steps
     milestones: tuple[int, ...] = ()  # steps after which something changes, for the pictures
@@ -111,6 +111,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def loss(self, params: Any, train: Any, batch: Any) -> jax.Array:
         """The loss of one step, ()."""
+
+    def value_and_grad(self, state: State, train: Any, batch: Any) -> tuple[jax.Array, Any]:
+        """The loss of one step, and the gradient that the optimizer is given."""
+        return jax.value_and_grad(self.loss)(state.params, train, batch)
 
     @abc.abstractmethod
     def evaluate(self, state: State, step: int) -> Evaluation:
@@ -229,7 +233,7 @@ class Task(abc.ABC):
         def step(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
             (params, opt_state), losses = carry
             batch = jax.tree.map(lambda x: x[i], batches)
-            loss, gradient = jax.value_and_grad(self.loss)(params, train, batch)
+            loss, gradient = self.value_and_grad(State(params, opt_state), train, batch)
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             return State(optax.apply_updates(params, updates), opt_state), losses.at[i].set(loss)
 

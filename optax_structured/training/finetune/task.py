@@ -1,9 +1,9 @@
-"""The task `finetune`: a network that knows the digits 0 to 4 is adapted to 5 to 9."""
+"""The task `finetune`: a pretrained network is adapted to something else."""
 
-import functools
 import pathlib
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,68 +12,85 @@ import optax
 from rich.console import Console
 
 from optax_structured import adapters
-from optax_structured.adapters import Pair
-from optax_structured.training.finetune import methods, plots
-from optax_structured.training.finetune.config import Config
+from optax_structured.adapters import AllocatorState, Pair, Perturbation
+from optax_structured.training.finetune import config, digits, methods, plots
+from optax_structured.training.finetune.watching import watched, watching
 from optax_structured.training.folder import Row
 from optax_structured.training.history import Evaluation, History
-from optax_structured.training.images import data, models
-from optax_structured.training.names import counted
+from optax_structured.training.images import models
+from optax_structured.training.names import check_known, counted
+from optax_structured.training.schedule import shape_of_schedule
 from optax_structured.training.task import Panel, State, Task
 from optax_structured.transforms import skip_nonfinite
 
 ADAPTER = "adapter.safetensors"
-_KNOWN, _BATCH, _SHAPE = 5, 32, (8, 8, 1)
-_MODEL = models.make("conv", _SHAPE, _KNOWN)
-
-
-class Halves(NamedTuple):
-    """The digits below 5, for pretraining, and those from 5 on, as the classes 0 to 4."""
-
-    images: data.Images
-    known: tuple[Any, Any]  # images and labels
-    train: tuple[Any, Any]
-    test: tuple[Any, Any]
+_CALL = {"digits": 120, "verses": 16}  # steps
+_EXAMPLES = 100  # of the test that are looked at at once
 
 
 class Finetune(Task):
-    """Adapt a network that was trained on the digits 0 to 4 to the digits 5 to 9.
+    """Adapt a small network from some digits to others, or a sentence encoder to a classification.
 
     The weights of the network stay frozen; what is trained, saved and continued is the adapter.
     """
 
-    name, unit, steps_a_call = "finetune", "epoch", 120
-    recipes, config_type = methods.METHODS, Config
-    located = ""  # the data come with scikit-learn
-    compared, factors = "full,head,lora,lora_plus,lora_pro,svfit", (0.3, 1.0, 3.0)
+    name, unit = "finetune", "epoch"
+    recipes, config_type = methods.METHODS, config.Config
+    located = "text"
+    compared, factors = "full,head,lora,lora_plus,lora_pro,svfit", (0.1, 0.3, 1.0, 3.0, 10.0)
     structure = None
 
-    def __init__(self, config: Config, halves: Halves) -> None:
-        self.steps_a_unit = self.evaluate_every = len(halves.train[0]) // config.batch_size
+    def __init__(self, config: config.Config, source: Any) -> None:
+        self.source, self.steps_a_call = source, _CALL[config.data]
+        self.steps_a_unit = self.evaluate_every = source.train_size // config.batch_size
         self.method = methods.find(config.recipe)
-        self.rules = methods.table(self.method, config.rank or 1)
+        self.rules = methods.table(self.method, config.rank or 1, source.head, source.kernels)
         self.panels = [
             Panel("test error", {"error": ""}, percent=True, log=True),
             Panel("ranks left of each LoRA, mean", {"ranks": ""}),
         ]
-        self._images, self._test = halves.images, halves.test
-        self.frozen = pretrained(config.pretrain_epochs)
+        steps = self.steps_a_unit * (config.scheduled_epochs or 1)
+        self._shape = shape_of_schedule(steps)
+        rank, strength = config.rank or 1, config.strength or 0.0
+        self._setting = methods.Setting(rank, strength, steps, source.kernels)
+        self._watcher = self.method.watcher and self.method.watcher(self._setting)
+        self.frozen = source.frozen(config)
         start = adapters.init(jax.random.key(0), self.frozen, self.rules)
         self.constants = adapters.constants(self.frozen, start)
-        super().__init__(config, (self.frozen, self.constants, *halves.train))
+        super().__init__(config, (self.frozen, self.constants, *source.train(config)))
+        self._test = jax.device_put(source.test(config))
         self._order = jax.jit(self._permutation)
         self._wrong = jax.jit(self._count_wrong)
 
     @staticmethod
-    def load(given: Mapping[str, Any]) -> tuple[Halves, dict[str, Any]]:
-        halves = load_halves()
-        return halves, {"train_size": len(halves.train[0])}
+    def load(given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        check_known("data", given["data"], config.DATA)
+        source: Any
+        if given["data"] == "digits":
+            source = digits.load()
+        else:
+            from optax_structured.training.finetune import verses
+
+            count, length = given["verses"] or config.VERSES, given["sequence"] or config.SEQUENCE
+            source = verses.load(given["text"], count, length)
+        return source, {"train_size": source.train_size, "text_sha256": source.digest}
 
     def init_params(self, key: jax.Array) -> Any:
         return adapters.init(key, self.frozen, self.rules)
 
-    def optimizer(self, learning_rate: Any) -> Any:
-        return skip_nonfinite(self.method.build(learning_rate, self.config.strength))
+    def optimizer(self, learning_rate: Any) -> optax.GradientTransformation:
+        def scheduled(peak: Any) -> optax.Schedule:
+            return lambda count: peak * self._shape(count)
+
+        optimizer = self.method.build(scheduled(learning_rate), self._setting)
+        if self.config.recipe != "head":
+            of_head = methods.METHODS["head"].starts[self.config.data].learning_rate
+            optimizer = optax.partition(
+                {"head": optax.adam(scheduled(of_head)), "others": optimizer}, self._labels
+            )
+        if self._watcher:
+            optimizer = optax.chain(watching(self._watcher, self.frozen), optimizer)
+        return skip_nonfinite(optimizer)
 
     def batches(self, first: int, count: int) -> np.ndarray:
         epoch, step = divmod(first, self.steps_a_unit)
@@ -82,14 +99,28 @@ class Finetune(Task):
 
     def loss(self, params: Any, train: Any, batch: jax.Array) -> jax.Array:
         frozen, constants, x, labels = train
-        merged = adapters.merge(frozen, params, constants)
-        return models.cross_entropy(_logits(merged, self._images, x[batch]), labels[batch])
+        inputs = jax.tree.map(lambda x: x[batch], x)
+        logits = self.source.adapted(self.config, frozen, params, constants, inputs)
+        return models.cross_entropy(logits, labels[batch])
+
+    def value_and_grad(self, state: State, train: Any, batch: Any) -> tuple[jax.Array, Any]:
+        frozen, constants, *data = train
+        adapter, seen = state.params, watched(state.opt_state)
+        if isinstance(self._watcher, Perturbation):
+            frozen, adapter = self._watcher.apply(seen, frozen, adapter)
+        train = (frozen, self._constants_now(constants, seen), *data)
+        return jax.value_and_grad(self.loss)(adapter, train, batch)
 
     def network(self, state: State) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
-        """From images as they are stored to logits, with the merged weights as parameters."""
-        merged = adapters.merge(self.frozen, state.params, self.constants)
-        images = jnp.asarray(self._test[0][: self.config.batch_size])
-        return lambda params, x: _logits(params, self._images, x), merged, (images,)
+        """From inputs as they are stored to logits, with the merged weights as parameters."""
+        some = jax.tree.map(lambda x: x[: self.config.batch_size], self._test[0])
+        inputs = jax.tree.leaves(some)
+
+        def fn(params: Any, *inputs: Any) -> Any:
+            x = jax.tree.unflatten(jax.tree.structure(some), inputs)
+            return self.source.apply(self.config, params, x)
+
+        return fn, self._merged(state), tuple(map(jnp.asarray, inputs))
 
     def watch(self, state: State) -> Row:
         left = [
@@ -100,8 +131,14 @@ class Finetune(Task):
         return {"ranks": float(np.mean(left)) if left else 0.0}
 
     def evaluate(self, state: State, step: int) -> Evaluation:
-        wrong = int(self._wrong(state.params, self.train, *self._test))
-        row = {"epoch": step // self.steps_a_unit, "error": wrong / len(self._test[0])}
+        seen, (x, labels) = watched(state.opt_state), self._test
+        frozen, constants, *_ = self.train
+        known = self._constants_now(constants, seen)
+        wrong = 0
+        for i in range(0, len(labels), _EXAMPLES):
+            some = jax.tree.map(lambda x: x[i : i + _EXAMPLES], x)  # noqa: B023
+            wrong += int(self._wrong(frozen, state.params, known, some, labels[i : i + _EXAMPLES]))
+        row = {"epoch": step // self.steps_a_unit, "error": wrong / len(labels)}
         return Evaluation(row)
 
     @property
@@ -110,30 +147,42 @@ class Finetune(Task):
 
     @property
     def subject(self) -> tuple[str, str]:
-        return "conv", "digits"
+        return self.source.subject
 
     def describe(self) -> str:
         chosen = self.config
         return (
-            f"digits 0 to 4 for {counted(chosen.pretrain_epochs, 'epoch')}, then 5 to 9 for "
-            f"{counted(chosen.epochs, 'epoch')} of batches of {chosen.batch_size}"
+            f"{self.source.describe(chosen)}, {counted(chosen.epochs, 'epoch')} of batches of "
+            f"{chosen.batch_size}"
         )
 
     def describe_row(self, row: Row) -> str:
         return f"loss {row['loss']:.3f}  error {row.get('error', float('nan')):.1%}"
 
     def announce(self, console: Console) -> None:
-        console.print(adapters.describe(self.frozen, self.init().params), soft_wrap=True)
+        adapter = jax.eval_shape(self.init_params, jax.random.key(0))
+        console.print(adapters.describe(self.frozen, adapter), soft_wrap=True)
 
     def report(
         self, state: State, history: History, folder: pathlib.Path, console: Console
     ) -> None:
         adapter = jax.device_get(adapters.shrink(state.params))
         adapters.export(folder / ADAPTER, adapter)
-        merged = adapters.merge(self.frozen, adapter, self.constants)
-        update = optax.tree.sub(merged, self.frozen)
+        update = optax.tree.sub(self._merged(state), self.frozen)
         plots.draw_spectra(update, self.title, folder)
         console.print(f"{folder / ADAPTER} holds the adapter; adapters.load reads it")
+
+    def _labels(self, adapter: Mapping[str, Any]) -> dict[str, str]:
+        head = re.compile(self.source.head)
+        return {path: "head" if head.search(path) else "others" for path in adapter}
+
+    def _constants_now(self, constants: Any, seen: Any) -> Any:
+        """With the sparsities of this step, where they are allocated."""
+        return constants | seen.sparsity if isinstance(seen, AllocatorState) else constants
+
+    def _merged(self, state: State) -> Any:
+        known = self._constants_now(self.constants, watched(state.opt_state))
+        return adapters.merge(self.frozen, state.params, known)
 
     def _permutation(self, key: jax.Array, epoch: jax.Array) -> jax.Array:
         size = self.config.train_size
@@ -141,58 +190,8 @@ class Finetune(Task):
         shape = self.steps_a_unit, self.config.batch_size
         return order[: shape[0] * shape[1]].reshape(shape)
 
-    def _count_wrong(self, adapter: Any, train: Any, x: jax.Array, labels: jax.Array) -> Any:
-        frozen, constants, *_ = train
-        merged = adapters.merge(frozen, adapter, constants)
-        return jnp.sum(jnp.argmax(_logits(merged, self._images, x), axis=-1) != labels)
-
-
-@functools.cache
-def load_halves() -> Halves:
-    """The digits of scikit-learn, split by whether the network knows them."""
-    images = data.load("digits")
-
-    def half(x: np.ndarray, labels: np.ndarray, known: bool) -> tuple[Any, Any]:
-        chosen = (labels < _KNOWN) == known
-        return x[chosen], labels[chosen] % _KNOWN
-
-    return Halves(
-        images,
-        half(images.train, images.train_labels, True),
-        half(images.train, images.train_labels, False),
-        half(images.test, images.test_labels, False),
-    )
-
-
-@functools.cache
-def pretrained(epochs: int) -> Any:
-    """The network after some passes over the digits 0 to 4: the same at every call."""
-    halves = load_halves()
-    x, labels = halves.known
-    optimizer, steps = optax.adam(1e-3), len(x) // _BATCH
-
-    @jax.jit
-    def run(key: jax.Array, x: jax.Array, labels: jax.Array) -> Any:
-        def step(carry: Any, batch: jax.Array) -> Any:
-            params, state = carry
-
-            def loss(params: Any) -> jax.Array:
-                return models.cross_entropy(_logits(params, halves.images, x[batch]), labels[batch])
-
-            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        start, order = jax.random.split(key)
-        params = models.init(_MODEL, _SHAPE, start)
-        orders = jax.vmap(lambda k: jax.random.permutation(k, len(x))[: steps * _BATCH])(
-            jax.random.split(order, epochs)
-        )
-        batches = orders.reshape(-1, _BATCH)
-        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
-        return params
-
-    return run(jax.random.key(0), x, labels)
-
-
-def _logits(params: Any, images: data.Images, x: jax.Array) -> Any:
-    return _MODEL.apply({"params": params}, images.standardise(x))
+    def _count_wrong(
+        self, frozen: Any, adapter: Any, constants: Any, x: Any, labels: jax.Array
+    ) -> jax.Array:
+        logits = self.source.adapted(self.config, frozen, adapter, constants, x)
+        return jnp.sum(jnp.argmax(logits, axis=-1) != labels)

@@ -8,6 +8,7 @@ import optax_structured as oxs
 from optax_structured.recipes import registry
 from optax_structured.training.lm.model import PLAIN
 from optax_structured.training.names import check_known
+from optax_structured.training.schedule import shape_of_schedule
 from optax_structured.training.state_bits import codec_of, made
 from optax_structured.trees import Axes, Rules, rules
 
@@ -16,7 +17,6 @@ RECIPES = {name: recipe.text for name, recipe in registry.RECIPES.items() if rec
 _AXES = Axes(rows=-1, cols=-2)
 # Share of Trion's rate that Adam takes for embedding, head and norms.
 _ADAM_OF_TRION = 0.1
-_WARM_UP, _LAST_RATE = 0.1, 0.1
 PROJECTORS = {
     "svd": "SVD",
     "randomized": "RandomizedRange",
@@ -78,10 +78,3 @@ def build(config: Any, peak: Any, low_rank: Rules | None) -> optax.GradientTrans
     optimizer = made(config.recipe, codec, rate, *structured, **given)
     clip = (optax.clip_by_global_norm(config.clip),) if config.clip else ()
     return oxs.skip_nonfinite(*clip, optimizer)
-
-
-def shape_of_schedule(steps: int) -> optax.Schedule:
-    """Up to 1 over the first tenth of the steps, then along a cosine to a tenth, and so on."""
-    rise = max(1, round(_WARM_UP * steps))
-    fall = optax.cosine_decay_schedule(1.0, max(1, steps - rise), alpha=_LAST_RATE)
-    return optax.join_schedules([lambda count: (count + 1) / rise, fall], [rise])
