@@ -37,6 +37,7 @@ ELEMENTS = {f"curvature/{name}.py" for name in ELEMENTS}
 ARRAYS = {"jax", "numpy"}
 CORE = ARRAYS | {"optax", "chex"}
 EXTRAS = CORE | {"flax", "matplotlib", "orbax", "rich", "sklearn", "typer"}
+EXTRAS |= {"safetensors", "tokenizers"}
 # Models of other libraries, their files and pictures, imported where they are used.
 LIBRARIES = {"equinox", "flax", "haiku", "matplotlib", "safetensors"}
 

@@ -40,16 +40,29 @@ def of_tasks(*, leaving_out: tuple[str, ...] = ()) -> Callable[[Function], Funct
 
 
 def _annotations() -> dict[str, Any]:
-    """Of the options by name; those of all tasks come first, and have no panel."""
-    found: dict[str, Any] = {}
-    panels: list[tuple[Any, str | None]] = [(Config, None)]
-    for config, panel in panels + [(t.config_type, f"Task {t.name}") for t in TASKS.values()]:
+    """Of the options by name; those of all tasks come first, and have no panel.
+
+    What another task means by the same name follows in the line of help.
+    """
+    kinds: dict[str, Any] = {}
+    panels: dict[str, str | None] = {}
+    texts: dict[str, list[str]] = {}
+    configs = [(Config, "")] + [(task.config_type, task.name) for task in TASKS.values()]
+    for config, task in configs:
         hints = typing.get_type_hints(config)
         for name, field in config.options().items():
-            flag = f"--{name.replace('_', '-')}"
-            option = common.option(field.metadata["help"], flag, panel=panel)
-            found.setdefault(name, Annotated[_typer_type(hints[name]), option])
-    return found
+            kinds.setdefault(name, hints[name])
+            panels.setdefault(name, f"Task {task}" if task else None)
+            text, known = field.metadata["help"], texts.setdefault(name, [])
+            if not any(said.endswith(text) for said in known):
+                known.append(f"For {task}: {text}" if known else text)
+    return {
+        name: Annotated[
+            _typer_type(kind),
+            common.option(" ".join(texts[name]), f"--{name.replace('_', '-')}", panel=panels[name]),
+        ]
+        for name, kind in kinds.items()
+    }
 
 
 def _typer_type(hint: Any) -> Any:

@@ -8,6 +8,7 @@ from tolerances import reordered
 from training_small import TEXT, fresh_lm, lm
 
 from optax_structured.training.lm import recipes
+from optax_structured.training.schedule import shape_of_schedule
 
 
 @pytest.mark.slow
@@ -61,7 +62,7 @@ def test_seeds_and_rates_share_what_is_compiled():
 
 
 def test_the_rate_warms_up_over_a_tenth_and_stays_at_a_tenth():
-    shape = recipes.shape_of_schedule(100)
+    shape = shape_of_schedule(100)
     rates = [float(shape(step)) for step in (0, 9, 10, 55, 100, 300)]
     np.testing.assert_allclose(rates, [0.1, 1.0, 1.0, 0.55, 0.1, 0.1], atol=reordered("float32"))
 
