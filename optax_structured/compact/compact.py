@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_structured.compact.evaluation import evaluate
-from optax_structured.compact.low_rank import factored, is_factors
+from optax_structured.compact.factors import is_factors
+from optax_structured.compact.low_rank import factored
 from optax_structured.compact.plan import Plan, facts, plan
 from optax_structured.compact.program import trace
 from optax_structured.compact.report import Report, report, timed
@@ -54,9 +55,10 @@ def compact(
         after `eqx.partition`, or plain.
       params: tree of arrays with exact zeros (`== 0`), such as a proximal recipe ends in.
       *inputs: an example of the other arguments, arrays or `jax.ShapeDtypeStruct`.
-      unroll: write the steps of every `lax.scan` out. A scan that stays has one body, with what is
-        alive in any of its layers; written out, every layer is cut by itself, which takes fewer
-        operations and longer to compile. A stacked leaf keeps what is alive in any layer.
+      unroll: write the steps of every `lax.scan` out, if that saves at least a percent of the
+        operations. A scan that stays has one body, with what is alive in any of its layers;
+        written out, every layer is cut by itself, and takes longer to compile. A stacked leaf keeps
+        what is alive in any layer.
       measure: compile both functions and time them on the inputs, for the report; nothing to time
         where nothing is cut.
 
@@ -87,13 +89,29 @@ def compact(
         b  (4,) -> (1,)
         c  (4, 2) -> (1, 2)
     """
+    made = _smaller(fn, params, inputs, unroll=False)
+    if unroll:
+        flat = _smaller(fn, params, inputs, unroll=True)
+        (_, loop), (_, written_out) = made.report.flops, flat.report.flops
+        # Counting its steps costs a loop a few operations, too.
+        made = flat if (written_out or 0) < 0.99 * (loop or 0) else made
+    if not measure or made.fn is fn:
+        return made
+    example = jax.tree.map(lambda x: jnp.asarray(_example(x)), inputs)
+    seconds = timed(((fn, params), (made.fn, made.params)), example)
+    return dataclasses.replace(made, report=dataclasses.replace(made.report, seconds=seconds))
+
+
+def _smaller(fn: Callable[..., Any], params: Any, inputs: Any, unroll: bool) -> Compacted:
     first = _Planned(fn, params, inputs, None, unroll)
     leaves = jax.tree.leaves(params)
     tree: Any = jax.tree.structure(params)
     cut = [_cut(leaf, sets) for leaf, sets in zip(leaves, first.blocks, strict=True)]
     cut = factored(first.plan, cut)
-    if all(x.shape == jnp.shape(y) and not is_factors(x) for x, y in zip(cut, leaves, strict=True)):
-        return Compacted(fn, params, _reported(fn, params, fn, params, inputs, first.plan, measure))
+    same = (x.shape == jnp.shape(y) and not is_factors(x) for x, y in zip(cut, leaves, strict=True))
+    # Written out, single layers may be smaller though every unit is alive in one of them.
+    if not unroll and all(same):
+        return Compacted(fn, params, report(fn, params, fn, params, inputs, first.plan))
     planned = {_shapes(inputs): first}
     small = jax.tree.unflatten(tree, cut)
     form = _shapes(small, dtypes=False)
@@ -111,18 +129,7 @@ def compact(
             planned[key] = _Planned(fn, original, example, first.blocks, unroll)
         return planned[key].run(jax.tree.leaves(params, is_leaf=is_factors), inputs)
 
-    made = _reported(fn, params, smaller, small, inputs, first.plan, measure)
-    return Compacted(smaller, small, made)
-
-
-def _reported(
-    fn: Any, params: Any, smaller: Any, small: Any, inputs: Any, plan: Plan, measure: bool
-) -> Report:
-    made = report(fn, params, smaller, small, inputs, plan)
-    if not measure or smaller is fn:
-        return made
-    example = jax.tree.map(lambda x: jnp.asarray(_example(x)), inputs)
-    return dataclasses.replace(made, seconds=timed(((fn, params), (smaller, small)), example))
+    return Compacted(smaller, small, report(fn, params, smaller, small, inputs, first.plan))
 
 
 class _Planned:

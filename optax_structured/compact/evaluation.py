@@ -6,15 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optax_structured.compact import families, moves
+from optax_structured.compact import factors, families, moves
 from optax_structured.compact.forward import Fact
-from optax_structured.compact.low_rank import product, sliced
 from optax_structured.compact.plan import Plan
 from optax_structured.compact.program import Equation
 from optax_structured.compact.scans import run_loop
 from optax_structured.compact.sets import Sets, Shape, block, everything, hull, sizes
 from optax_structured.compact.slices import Fetch, Kept, one, take
-from optax_structured.weights import Factors
 
 
 def evaluate(plan: Plan, params: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
@@ -39,10 +37,11 @@ def _evaluated(plan: Plan, inputs: list[Any], wanted: Sequence[Sets | None]) -> 
         facts = plan.operands(place)
         kept = [plan.kept.get(v) for v in equation.outputs]
 
-        def get(i: int, sets: Sets, equation: Equation = equation) -> Any:
+        stay = equation.name in factors.TAKEN or place in plan.loops
+
+        def get(i: int, sets: Sets, equation: Equation = equation, stay: bool = stay) -> Any:
             x = fetch(plan, values, equation.inputs[i], sets)
-            is_dot = equation.name == "dot_general"
-            return x.merged() if isinstance(x, Factors) and not is_dot else x
+            return x.merged() if factors.is_factors(x) and not stay else x
 
         if place in plan.loops:
             body, loop = plan.loops[place]
@@ -65,8 +64,8 @@ def fetch(plan: Plan, values: dict[int, Any], v: int, sets: Sets) -> Any:
     x = None
     if kept is not None:
         x = values[v]
-        if isinstance(x, Factors):
-            return sliced(x, kept, sets)
+        if factors.is_factors(x):
+            return factors.sliced(x, kept, sets)
         for axis, (have, want) in enumerate(zip(kept, sets, strict=True)):
             x = take(x, axis, have, want)
     if fact.of_params or fact.value is None or 0 in sizes(sets):
@@ -104,9 +103,10 @@ def _elementwise(
     equation: Equation, kept: Kept, x: Sequence[Fact], get: Fetch, after: list[Shape]
 ) -> list[Any]:
     sets = one(kept)
-    return equation.run(
-        [get(i, families.repeated(sets, operand.varies.shape)) for i, operand in enumerate(x)]
-    )
+    operands = [get(i, families.repeated(sets, y.varies.shape)) for i, y in enumerate(x)]
+    if any(map(factors.is_factors, operands)):
+        return [factors.converted(equation, operands[0])]
+    return equation.run(operands)
 
 
 def _reduce(
@@ -152,8 +152,8 @@ def _dot(
     assert summed is not None or not d.summed
     chosen.update(zip(d.summed, summed or (), strict=True))
     operands = [get(i, tuple(chosen[s] for s in side)) for i, side in enumerate((d.left, d.right))]
-    if any(isinstance(x, Factors) for x in operands):
-        return [product(equation, operands)]
+    if any(map(factors.is_factors, operands)):
+        return [factors.product(equation, operands)]
     return equation.run(operands)
 
 
@@ -181,7 +181,10 @@ def _convolution(
     lhs[c.batch], lhs[c.feature] = sets[c.out_batch], feature_in
     rhs = [np.arange(n) for n in right]
     rhs[c.kernel_out], rhs[c.kernel_in] = sets[c.out_feature], inputs
-    return equation.run([get(0, tuple(lhs)), get(1, tuple(rhs))], feature_group_count=len(alive[0]))
+    data, weights = get(0, tuple(lhs)), get(1, tuple(rhs))
+    if factors.is_factors(weights):
+        return [factors.convolution(equation, data, weights)]
+    return equation.run([data, weights], feature_group_count=len(alive[0]))
 
 
 def _gather(

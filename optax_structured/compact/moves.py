@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from optax_structured.compact import families
+from optax_structured.compact.factors import reshaped, transposed
 from optax_structured.compact.forward import Fact
 from optax_structured.compact.program import Equation
 from optax_structured.compact.sets import Shape, sizes
@@ -75,7 +76,7 @@ def _reshape(
 ) -> list[Any]:
     before = x[0].varies.shape
     ins, outs = families.through_reshape(one(kept), after[0], before)
-    return [lax.reshape(get(0, ins), sizes(outs))]
+    return [reshaped(get(0, ins), sizes(outs))]
 
 
 def _rev(
@@ -115,7 +116,7 @@ def _squeeze(
     gone = {d % x[0].varies.ndim for d in equation.params["dimensions"]}
     rest = iter(one(kept))
     sets = tuple(np.arange(1) if k in gone else next(rest) for k in range(x[0].varies.ndim))
-    return [lax.squeeze(get(0, sets), tuple(gone))]
+    return [reshaped(get(0, sets), sizes(one(kept)))]
 
 
 def _stack(
@@ -150,7 +151,7 @@ def _transpose(
 ) -> list[Any]:
     permutation, sets = equation.params["permutation"], one(kept)
     ins = tuple(sets[permutation.index(k)] for k in range(len(sets)))
-    return [lax.transpose(get(0, ins), permutation)]
+    return [transposed(get(0, ins), permutation)]
 
 
 RULES: dict[str, Callable[..., list[Any]]] = {

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from optax_structured.compact.factors import is_factors
 from optax_structured.compact.forward import is_known
-from optax_structured.compact.low_rank import is_factors
 from optax_structured.compact.plan import Plan
-from optax_structured.compact.program import Equation
+from optax_structured.compact.program import Equation, flat
 from optax_structured.compact.stuck import Stuck, stuck
 from optax_structured.trees import named_leaves
 from optax_structured.weights import Factors
+from optax_structured.xla import jaxprs as core
 
 _REPEATS = 10
 
@@ -47,8 +48,8 @@ class Report:
     Args:
       params: numbers of parameters.
       bytes: of the parameters.
-      flops: of one call on the example inputs, as XLA counts them (the body of a loop once); None
-        where it does not count.
+      flops: of one call on the example inputs, as XLA counts them, every step of a `lax.scan`;
+        None where it does not count.
       constants: numbers that the smaller program holds for constants that were added up.
       layers: one entry a leaf.
       stuck: dead slices whose unit is still there, and why.
@@ -92,7 +93,7 @@ class Report:
         if self.seconds is not None:
             before, after = (f"{1e3 * x:.3g} ms" for x in self.seconds)
             lines[0] += f", time {before} -> {after}"
-        if self.params[0] == self.params[1]:
+        if self.params[0] == self.params[1] and self.flops[0] == self.flops[1]:
             lines.append("nothing is dead: the function and its parameters are the original ones")
         width = max((len(layer.path) for layer in self.layers), default=0)
         for x in self.layers:
@@ -156,7 +157,25 @@ def _layer(path: str, leaf: Any, after: Any) -> Layer:
 
 
 def _flops(fn: Callable[..., Any], params: Any, inputs: Any) -> float | None:
-    cost = jax.jit(fn).lower(params, *inputs).cost_analysis()
+    return _all_steps(jax.make_jaxpr(fn)(params, *inputs))
+
+
+def _all_steps(closed: Any) -> float | None:
+    """What XLA counts, which is the body of a loop once, and the other steps."""
+    found = _counted(closed)
+    for equation in flat(closed).equations:
+        if equation.name == "scan":
+            body = equation.params["jaxpr"]
+            once, whole = _counted(body), _all_steps(body)
+            if found is None or once is None or whole is None:
+                return None
+            found += equation.params["length"] * whole - once
+    return found
+
+
+def _counted(closed: Any) -> float | None:
+    inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in closed.in_avals]
+    cost = jax.jit(core.jaxpr_as_fun(closed)).lower(*inputs).cost_analysis()
     return float(cost.get("flops", 0.0)) if cost is not None else None
 
 

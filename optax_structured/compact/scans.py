@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_structured.compact.factors import in_steps, of_step
 from optax_structured.compact.forward import Fact, Source, varying
 from optax_structured.compact.program import Equation, Program, flat
 from optax_structured.compact.sets import Mask, Sets, Shape, block, joined
@@ -171,10 +172,11 @@ def run_loop(
     for i, v in enumerate(program.inputs):
         sets = loop.plan.kept[v]
         whole = sets if i < ends[1] or sets is None else (np.arange(params["length"]), *sets)
-        operands.append(None if whole is None else get(i, whole))
+        operand = None if whole is None else get(i, whole)
+        operands.append(in_steps(operand) if i >= ends[1] else operand)
 
     def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
-        inputs = [*operands[: ends[0]], *carry, *row]
+        inputs = [*operands[: ends[0]], *carry, *map(of_step, row)]
         made = evaluate(loop.plan, inputs, [*loop.carry, *loop.rows])
         return made[: body.carried], made[body.carried :]
 

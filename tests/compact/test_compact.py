@@ -113,6 +113,35 @@ def test_stacked_layers_are_cut(unroll):
     assert again.report.params[1] == small.report.params[1]
 
 
+def test_unroll_takes_what_is_smaller():
+    random = np.random.default_rng(0)
+    shapes = {"up": (2, 3, 4), "down": (2, 4, 3)}
+    whole = {name: jnp.asarray(random.normal(size=n), jnp.float32) for name, n in shapes.items()}
+    alike = whole | {"down": whole["down"].at[:, 1].set(0)}
+    loop, asked = (compact.compact(stacked, alike, X, unroll=unroll) for unroll in (False, True))
+    assert "scan" in str(jax.make_jaxpr(asked.fn)(asked.params, X))
+    assert asked.report == loop.report
+    assert compact.compact(stacked, whole, X, unroll=True).fn is stacked
+    # Every unit is alive in one of the layers.
+    apart = whole | {"down": whole["down"].at[0, :3].set(0).at[1, 3].set(0)}
+    assert compact.compact(stacked, apart, X).fn is stacked
+    small = compact.compact(stacked, apart, X, unroll=True)
+    before, after = small.report.flops
+    assert after < 0.7 * before
+    assert "nothing is dead" not in str(small.report)
+    made = zip(small.fn(small.params, X), stacked(apart, X), strict=True)
+    for found, expected in made:
+        assert_close(found, expected, 5 * rounding("float32"))
+
+
+def test_operations_of_every_step_are_counted():
+    """XLA counts the body of a loop once."""
+    params = {"up": jnp.ones((4, 3, 5)), "down": jnp.ones((4, 5, 3))}
+    (flops, _) = compact.compact(stacked, params, X).report.flops
+    products = 4 * 2 * (5 * 3 * 5) * 2
+    assert products < flops < 1.5 * products
+
+
 @pytest.mark.slow
 def test_a_stream_that_a_loop_carries_is_cut():
     """A feature that no layer writes is zero in all steps; one that nobody reads is not needed."""
@@ -149,39 +178,6 @@ def test_bfloat16():
     found = small.fn(small.params, x)
     assert found.dtype == jnp.bfloat16
     assert_close(found, mlp(params, x), rounding("bfloat16"))
-
-
-def low_rank(kernel, rank):
-    u, s, vt = np.linalg.svd(kernel, full_matrices=False)
-    return jnp.asarray(u[:, :rank] * s[:rank] @ vt[:rank], kernel.dtype)
-
-
-@pytest.mark.parametrize("side", ["x @ w", "w @ x"])
-def test_a_kernel_of_low_rank_is_two_factors_where_that_pays(side):
-    random = np.random.default_rng(0)
-    with jax.enable_x64():
-        wide, narrow = (low_rank(random.normal(size=(8, n)), 2) for n in (6, 3))
-        params = {"wide": wide.at[:, 5].set(0), "narrow": narrow}
-        x = jnp.asarray(random.normal(size=(4, 8)))
-
-        def fn(p, x):
-            if side == "x @ w":
-                return x @ p["wide"], x @ p["narrow"]
-            return p["wide"].T @ x.T, jnp.einsum("io,bi->ob", p["narrow"], x)
-
-        small = compact.compact(fn, params, x)
-        factors = small.params["narrow"]
-        assert factors.shape == (8, 3)  # 2 (8 + 3) is less than 8 3
-        assert factors.left.shape == (8, 2)
-        if side == "x @ w":  # the other kernel is read through a transpose
-            assert small.params["wide"].left.shape == (8, 2)
-            assert small.params["wide"].shape == (8, 5)
-        found = jax.jit(small.fn)(small.params, x)
-        for a, b in zip(found, fn(params, x), strict=True):
-            assert_close(a, b, 10 * rounding("float64"))
-        assert "of rank 2" in str(small.report)
-        full = {"wide": wide, "narrow": low_rank(random.normal(size=(8, 3)), 3)}
-        assert isinstance(compact.compact(fn, full, x).params["narrow"], jax.Array)
 
 
 def test_the_report_says_what_dead_units_are_coupled_to():
