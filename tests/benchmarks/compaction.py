@@ -1,6 +1,6 @@
 """Smaller programs of trained networks: the same numbers, parameters, operations and times.
 
-``python tests/benchmarks/compaction.py lm|images [--strength 1e-3 --steps 300]``
+``python tests/benchmarks/compaction.py lm|images [--strength 1e-3 --steps 300 --batch 32]``
 
 lm: language model of bytes with heads and MLP units under `couplings`, against no penalty.
 images: the prox point of a run of `train` on images, test error before and after (RUN_FOLDER).
@@ -60,7 +60,7 @@ def language_model(strength, steps):
         print(small.report, flush=True)
 
 
-def images(folder):
+def images(folder, batch):
     from optax_structured.training import run
     from optax_structured.training.checkpoint import Checkpoints
     from optax_structured.training.tasks import find
@@ -69,9 +69,10 @@ def images(folder):
     with Checkpoints(folder) as saved:
         _, state = saved.restore(task.abstract_state())
     fn, params, inputs = task.network(state)
-    small = compact.compact(fn, params, *inputs, measure=True)
+    size = batch or len(inputs[0])
+    example = np.resize(task.images.test, (size, *task.images.test.shape[1:]))
+    small = compact.compact(fn, params, example, measure=True)
     before, after = jax.jit(fn), jax.jit(small.fn)
-    size = len(inputs[0])
     test = [task.images.test[i : i + size] for i in range(0, len(task.images.test), size)]
     same = sum(
         int((np.argmax(before(params, x), -1) == np.argmax(after(small.params, x), -1)).sum())
@@ -87,8 +88,9 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", type=pathlib.Path)
     parser.add_argument("--strength", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, help="images of a call; default those of the run")
     given = parser.parse_args()
     if given.what == "lm":
         language_model(given.strength, given.steps)
     else:
-        images(given.folder)
+        images(given.folder, given.batch)
