@@ -240,7 +240,7 @@ def test_each_step_between_dense_layers(step):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=6), seed=st.integers(0, 999))
 def test_programs(steps, seed):
     with jax.enable_x64():
