@@ -315,6 +315,7 @@ def _every(cases: Iterable[Case]) -> pytest.MarkDecorator:
 
 
 every_case = _every(CASES)
+a_case_of_each_kind = _every(case for case in CASES if case.name in IN_EVERY_RUN)
 every_low_rank_case = _every(case for case in CASES if case.low_rank)
 every_other_case = _every(case for case in CASES if not case.compressed)
 

@@ -10,6 +10,7 @@ import optax
 from optax_structured.meshes.placement import agreed, like
 from optax_structured.states.errors import ChangedSetting
 from optax_structured.trees.tree_checks import AnotherTree, check_same_tree
+from optax_structured.xla.one_number import one_number
 from optax_structured.xla.traced import Traced
 
 
@@ -160,9 +161,7 @@ def _all_finite(tree: Any, counter: jax.Array) -> jax.Array:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
     # 0 or NaN. XLA for CPUs sums floats twice as fast as it combines bools.
     bad = sum((jnp.sum(x - x).real.astype(jnp.float32) for x in leaves), jnp.zeros(()))
-    # Of the root, too expensive to recompute, XLA makes one number. The additions alone it would
-    # repeat in every kernel that selects: compilation would grow with the square of the leaves.
-    return jnp.sqrt(agreed(bad, counter)) == 0
+    return one_number(agreed(bad, counter)) == 0
 
 
 def _names(tree: Any) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import nnx
-from recipes_table import assert_close, every_case, normal, run
+from recipes_table import a_case_of_each_kind, assert_close, every_case, normal, run
 from tolerances import reordered
 
 STEPS = 3
@@ -93,7 +93,7 @@ class EquinoxNet(eqx.Module):
         return hidden @ self.second["kernel"] + self.second["bias"]
 
 
-@every_case
+@a_case_of_each_kind
 def test_equinox_is_linen(case):
     model = EquinoxNet(**START)
     tx = case.build()

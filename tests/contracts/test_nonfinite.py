@@ -21,13 +21,13 @@ def poisoned(gradient, leaf, bad):
     return structure.unflatten(leaves)
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, -jnp.inf])
 @every_case
-def test_weights_and_state_stay_bit_for_bit_at_every_step(case, bad):
+def test_weights_and_state_stay_bit_for_bit_at_every_step(case):
     tx = oxs.skip_nonfinite(case.build())
     step = jitted(tx)
     current, state = params(), tx.init(params())
     for t in range(STEPS):
+        bad = (jnp.nan, -jnp.inf)[t % 2]
         got, skipped = step(poisoned(gradients(t), t % 3, bad), state, current)
         assert [int(x) for x in nonfinite(skipped)] == [t + 1, 1]
         assert_equal(got, current)

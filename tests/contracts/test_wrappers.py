@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from recipes_table import (
+    a_case_of_each_kind,
     assert_close,
     assert_equal,
     every_case,
@@ -20,7 +21,7 @@ from tolerances import reordered
 import optax_structured as oxs
 
 
-@every_case
+@a_case_of_each_kind
 def test_multi_steps_average_the_gradients(case):
     grads = [gradients(i) for i in range(6)]
     got, _ = run(optax.MultiSteps(case.build(), 2), params(), grads)
@@ -32,7 +33,7 @@ def test_multi_steps_average_the_gradients(case):
     assert_close(got, expected, 10 * reordered(jnp.float32))
 
 
-@every_case
+@a_case_of_each_kind
 def test_apply_if_finite_skips_a_poisoned_step(case):
     good = [gradients(i) for i in range(4)]
     bad = jax.tree.map(lambda g: g.at[...].set(jnp.nan), good[0])
@@ -47,10 +48,8 @@ def test_apply_if_finite_skips_a_poisoned_step(case):
     assert_equal(state.inner_state, plain_state.inner_state)
 
 
-@every_case
+@a_case_of_each_kind
 def test_masked_leaves_pass_through(case):
-    if case.coupled:
-        pytest.skip("the steps of all leaves share a number")
     mask = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
     grads = [gradients(i) for i in range(3)]
     tx = optax.masked(case.build(), mask)
@@ -61,10 +60,8 @@ def test_masked_leaves_pass_through(case):
     assert_close(got["dense"]["bias"], passed["dense"]["bias"], reordered(jnp.float32))
 
 
-@every_case
+@a_case_of_each_kind
 def test_partition_by_rules(case):
-    if case.coupled:
-        pytest.skip("the steps of all leaves share a number")
     labels = oxs.rules((r"bias|gain", "frozen"), default="trained").labels
     tx = optax.partition({"trained": case.build(), "frozen": optax.set_to_zero()}, labels)
     grads = [gradients(i) for i in range(3)]
@@ -72,6 +69,32 @@ def test_partition_by_rules(case):
     assert_equal(got["dense"]["bias"], params()["dense"]["bias"])
     expected, _ = run(case.build(), params(), grads)
     assert_close(got["dense"]["kernel"], expected["dense"]["kernel"], reordered(jnp.float32))
+
+
+@every_case
+def test_all_of_them_around_one_another(case):
+    """One program for each line: frozen leaves, clipped means of two gradients, one of them bad."""
+    frozen = () if case.coupled else ((r"bias|gain", "frozen"),)  # one number for all leaves
+    parts = {"trained": case.build(), "frozen": optax.set_to_zero()}
+    partition = optax.partition(parts, oxs.rules(*frozen, default="trained").labels)
+    means = optax.MultiSteps(optax.chain(optax.clip(0.5), partition), 2)
+    tx = optax.apply_if_finite(means.gradient_transformation(), max_consecutive_errors=3)
+
+    good = [gradients(i) for i in range(4)]
+    bad = jax.tree.map(lambda g: g.at[...].set(jnp.nan), good[0])
+    got, state = run(tx, params(), [good[0], bad, *good[1:3], bad, bad, good[3]])
+    assert int(state.total_notfinite) == 3
+    clipped = [
+        jax.tree.map(lambda a, b: jnp.clip((a + b) / 2, -0.5, 0.5), *pair)
+        for pair in (good[:2], good[2:])
+    ]
+    expected, _ = run(case.build(), params(), clipped)
+    if frozen:
+        expected = {
+            "dense": {"kernel": expected["dense"]["kernel"], "bias": params()["dense"]["bias"]},
+            "gain": params()["gain"],
+        }
+    assert_close(got, expected, 10 * reordered(jnp.float32))
 
 
 @every_case
@@ -98,7 +121,7 @@ def test_tree_map_params_finds_the_parameter_like_leaves(case):
         assert (mark == "other") <= (leaf.shape == ())
 
 
-@every_case
+@a_case_of_each_kind
 def test_unknown_extra_arguments_are_ignored(case):
     tx = case.build()
     start, grads = params(), gradients(0)
@@ -110,7 +133,7 @@ def test_unknown_extra_arguments_are_ignored(case):
     assert_close(got, expected, reordered(jnp.float32))
 
 
-@every_case
+@a_case_of_each_kind
 def test_gradient_side_transformations_go_before(case):
     grads = [gradients(i) for i in range(2)]
     clipped = [jax.tree.map(lambda g: jnp.clip(g, -0.5, 0.5), g) for g in grads]
