@@ -17,6 +17,7 @@ from optax_structured.projectors.frames import Frame
 from optax_structured.states import changed_setting
 from optax_structured.trees import name_of_key
 from optax_structured.trees.tree_checks import another_tree
+from optax_structured.xla.alike import is_hashable
 
 Arrays = dict[str, tuple[tuple[int, ...], bool]]  # by place: the shape, and whether it is real
 
@@ -37,7 +38,8 @@ def check_leaves(
     parts = {name: x if isinstance(x := getattr(state, name), Mapping) else {} for name in held}
     for key, (leaf, p) in leaves.items():
         aval = jax.typeof(leaf)
-        likeness = aval.shape, aval.dtype, p and (p.spec, p.frame)
+        likeness: Any = (aval.shape, aval.dtype, p and (p.spec, p.frame))
+        likeness = likeness if is_hashable(likeness) else key
         if likeness not in alike:
             fresh = jax.eval_shape(functools.partial(begun, p=p), leaf)
             alike[likeness] = {field: _arrays(fresh.get(field, ())) for field in held}

@@ -1,5 +1,6 @@
 """Functions that leaves which are alike share."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,5 +16,21 @@ def traced_once(function: Callable[..., Any]) -> Any:
 
     Args:
       function: of a hashable value and of trees of arrays; it closes over nothing that is traced.
+        Where the value holds a traced scalar, as under `inject_hyperparams`, each leaf traces it.
     """
-    return jax.jit(function, static_argnums=0)
+    shared = jax.jit(function, static_argnums=0)
+
+    @functools.wraps(function)
+    def of_leaf(static: Any, *arrays: Any) -> Any:
+        return (shared if is_hashable(static) else function)(static, *arrays)
+
+    return of_leaf
+
+
+def is_hashable(static: Any) -> bool:
+    """Whether a value can be told to be alike: it holds no traced scalar."""
+    try:
+        hash(static)
+    except TypeError:
+        return False
+    return True
