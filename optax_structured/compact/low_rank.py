@@ -58,7 +58,7 @@ def _cheaper(leaf: Any, reads: Sequence[Read]) -> Any:
         rows, columns = sorted(map(sorted, split))
         axes = Axes(tuple(rows), tuple(columns))
         matrix = np.asarray(axes.to_matrix(leaf), np.float64)
-        rank = _rank(matrix, jnp.finfo(leaf.dtype).eps)
+        rank = _rank(matrix, float(jnp.finfo(leaf.dtype).eps))
         if 0 < rank * rate < cost:
             best, cost = _in_two(matrix, rank, axes, leaf), rank * rate
     return best
