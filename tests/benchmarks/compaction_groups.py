@@ -38,9 +38,9 @@ def epochs(fn, optimizer, params, images, labels, count, seed):
         return jax.lax.scan(step, carry, batches)[0]
 
     carry = params, optimizer.init(params)
-    for key in jax.random.split(jax.random.key(seed), count):
+    for i in range(count):
         start = time.perf_counter()
-        carry = epoch(carry, key)
+        carry = epoch(carry, jax.random.fold_in(jax.random.key(seed), i))
         jax.block_until_ready(carry)
         print(f"  epoch {time.perf_counter() - start:.1f} s", flush=True)
     return carry[0]
