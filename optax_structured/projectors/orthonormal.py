@@ -5,6 +5,7 @@ result placed as the argument is. Vectors to orthonormalise are rows, as bases a
 the precision of products is the highest.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,7 @@ from optax_structured.xla.by_matrix import by_matrix
 Orthonormalize = Literal["qr", "cholesky"]
 HIGHEST = jax.lax.Precision.HIGHEST
 _ROUNDS = 12  # of `cholesky_qr` at most; six are enough for float32
-_BASE = 128  # rows of the largest triangle that is inverted by one solve
+_BLOCK = 128  # rows of the matrices that are factorised and inverted at once
 
 
 def magnitude(x: jax.Array) -> jax.Array:
@@ -61,7 +62,7 @@ def householder(rows: jax.Array) -> jax.Array:
     return like(by_matrix(one, rows), rows)
 
 
-def cholesky_qr(rows: jax.Array) -> jax.Array:
+def cholesky_qr(rows: jax.Array, precision: jax.lax.Precision = HIGHEST) -> jax.Array:
     r"""The same Q by rounds of Cholesky factorisations of r x r Gram matrices.
 
     Rows may be sharded along their length: each round is one sum of r x r numbers over the devices.
@@ -72,6 +73,9 @@ def cholesky_qr(rows: jax.Array) -> jax.Array:
     the condition number by a hundred or more: two are enough for a warm basis, six for float32 rows
     of any condition. A row of zeros, or what becomes one because the rows before explain it to the
     last bit, becomes a row of fixed numbers, and then what the others leave of it.
+
+    All of it is in the program once, in the body of the loop: compilers take seconds for each
+    product of this precision.
     """
     dtype, rank = rows.dtype, rows.shape[-2]
     eps = float(jnp.finfo(dtype).eps)
@@ -79,44 +83,54 @@ def cholesky_qr(rows: jax.Array) -> jax.Array:
     spare = uniform(jnp.uint32(0), rank, rows.shape[-1], dtype)
     spare = like(jnp.broadcast_to(spare, rows.shape), rows)
 
-    def scaled(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Rows of norm 1, and their Gram matrix."""
+    def scaled(rows: jax.Array) -> jax.Array:
+        """Rows of norm 1."""
         rows = jnp.where(jnp.any(rows != 0, -1, keepdims=True), rows, spare)
         rows = rows / jnp.max(jnp.abs(rows), -1, keepdims=True, initial=jnp.finfo(dtype).tiny)
-        rows = like(rows * jax.lax.rsqrt(jnp.sum(rows**2, -1, keepdims=True)), rows)
-        return rows, product(rows, rows, HIGHEST, transpose_b=True)
-
-    def done(gram: jax.Array) -> jax.Array:
-        return ~(jnp.max(jnp.abs(gram - eye), (-2, -1), keepdims=True) > 32 * eps)  # NaN, too
-
-    def near(gram: jax.Array) -> jax.Array:
-        return jnp.sum((gram - eye) ** 2, (-2, -1), keepdims=True) < 0.25
+        return like(rows * jax.lax.rsqrt(jnp.sum(rows**2, -1, keepdims=True)), rows)
 
     def unfinished(carry: Any) -> jax.Array:
-        turn, _, gram, _ = carry
-        return (turn < _ROUNDS) & jnp.any(~done(gram))
+        turn, _, _, done = carry
+        return (turn < _ROUNDS) & ~jnp.all(done)
 
     def round_(carry: Any) -> Any:
-        turn, rows, gram, shift = carry
-        shifted = gram + jnp.where(near(gram), 0, shift) * eye
-        new = like(product(by_matrix(_inverse_factor, shifted), rows, HIGHEST), rows)
-        failed = ~jnp.isfinite(jnp.sum(new, (-2, -1), keepdims=True))
-        new, gram = scaled(jnp.where(failed | done(gram), rows, new))
-        return turn + 1, new, gram, jnp.where(failed, 100 * shift, shift)
+        turn, rows, shift, _ = carry
+        rows = scaled(rows)
+        gram = product(rows, rows, precision, transpose_b=True)
+        # Rows are of norm 1, as products in three passes of bfloat16 do not find.
+        gram = jnp.where(eye == 1, eye, gram)
+        done = ~(jnp.max(jnp.abs(gram - eye), (-2, -1), keepdims=True) > 32 * eps)  # NaN, too
+        rows, shift = jax.lax.cond(jnp.all(done), kept, divided, rows, shift, gram, done)
+        return turn + 1, rows, shift, done
 
-    rows, gram = scaled(rows)
-    shift = 0 * gram[..., :1, :1] + 2 * rank * eps  # the norm of the Gram matrix is at most r
-    return jax.lax.while_loop(unfinished, round_, (0, rows, gram, shift))[1]
+    def kept(rows: jax.Array, shift: jax.Array, *_: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rows, shift
+
+    def divided(
+        rows: jax.Array, shift: jax.Array, gram: jax.Array, done: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        near = jnp.sum((gram - eye) ** 2, (-2, -1), keepdims=True) < 0.25
+        shifted = gram + jnp.where(near, 0, shift) * eye
+        inverse = by_matrix(functools.partial(_inverse_factor, precision), shifted)
+        new = like(product(inverse, rows, precision), rows)
+        failed = ~jnp.isfinite(jnp.sum(new, (-2, -1), keepdims=True))
+        return jnp.where(failed | done, rows, new), jnp.where(failed, 100 * shift, shift)
+
+    zero = 0 * rows[..., :1, :1]
+    shift = zero + 2 * rank * eps  # the norm of the Gram matrix is at most r
+    return jax.lax.while_loop(unfinished, round_, (0, rows, shift, zero != 0))[1]
 
 
 def orthonormal(rows: jax.Array) -> jax.Array:
     r"""Q of the factorisation LQ with positive diagonal of L, orthonormal for any rows.
 
     By Householder reflections, but on TPUs by `cholesky_qr`: there the former takes 43 s to compile
-    for 1024 rows of 4096, and runs column by column. The program chooses, not the process: it may
-    be compiled for a machine that is not here. Figures: docs/pods.md.
+    for 1024 rows of 4096, and runs column by column. Products in three passes of bfloat16 are
+    enough. The program chooses, not the process: it may be compiled for a machine that is not here.
+    Figures: docs/pods.md.
     """
-    return jax.lax.platform_dependent(rows, tpu=cholesky_qr, default=householder)
+    on_tpu = functools.partial(cholesky_qr, precision=jax.lax.Precision.HIGH)
+    return jax.lax.platform_dependent(rows, tpu=on_tpu, default=householder)
 
 
 ORTHONORMALIZE: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -131,19 +145,32 @@ def check_orthonormalize(value: str) -> None:
         raise ValueError(f"orthonormalize must be 'qr' or 'cholesky', got {value!r}")
 
 
-def _inverse_factor(gram: jax.Array) -> jax.Array:
-    """The inverse of the Cholesky factor: products with it stay sharded, solves do not."""
-    return _inverse(jnp.linalg.cholesky(gram))
+def _inverse_factor(precision: jax.lax.Precision, gram: jax.Array) -> jax.Array:
+    """The inverse X of the Cholesky factor L: products with it stay sharded, solves do not.
 
+    A block of rows after the other, each from those before: L_i = A_i X', L_ii L_ii' = A_ii - L_i
+    L_i', X_ii = inv(L_ii), X_i = -X_ii L_i X. The body of one loop, so that compilers see one small
+    factorisation; TPUs take long to compile a solve with many right-hand sides, and to run it.
+    """
+    if gram.ndim > 2:
+        return jax.vmap(functools.partial(_inverse_factor, precision))(gram)
+    size, dtype = gram.shape[-1], gram.dtype
+    block = min(size, _BLOCK)
+    short = -size % block
+    gram = jnp.pad(gram, (0, short)) + jnp.diag(jnp.pad(jnp.zeros(size, dtype), (0, short), constant_values=1))
+    eye = jnp.eye(block, dtype=dtype)
 
-def _inverse(lower: jax.Array) -> jax.Array:
-    """By halves: TPUs take long to compile a solve with many right-hand sides, and to run it."""
-    size = lower.shape[-1]
-    if size <= _BASE:
-        eye = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), lower.shape)
-        return jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
-    half = size // 2
-    a, c = _inverse(lower[..., :half, :half]), _inverse(lower[..., half:, half:])
-    b = -product(product(c, lower[..., half:, :half], HIGHEST), a, HIGHEST)
-    upper = jnp.zeros((*b.shape[:-2], half, size - half), lower.dtype)
-    return jnp.concatenate([jnp.concatenate([a, upper], -1), jnp.concatenate([b, c], -1)], -2)
+    def next_rows(i: jax.Array, inverse: jax.Array) -> jax.Array:
+        at = i * block
+        a = jax.lax.dynamic_slice_in_dim(gram, at, block)
+        left = product(a, inverse, precision, transpose_b=True)
+        square = jax.lax.dynamic_slice_in_dim(a, at, block, 1)
+        square = square - product(left, left, precision, transpose_b=True)
+        lower = jnp.linalg.cholesky(square)
+        corner = jax.lax.linalg.triangular_solve(lower, eye, left_side=True, lower=True)
+        rows = -product(corner, product(left, inverse, precision), precision)
+        rows = jax.lax.dynamic_update_slice_in_dim(rows, corner, at, 1)
+        return jax.lax.dynamic_update_slice_in_dim(inverse, rows, at, 0)
+
+    inverse = jax.lax.fori_loop(0, (size + short) // block, next_rows, jnp.zeros_like(gram))
+    return inverse[:size, :size]
