@@ -108,8 +108,13 @@ PROGRAM = """
 %keep (p: f32[]) -> f32[] {
   %k = f32[] copy(%x)
 }
+%four (p: f32[]) -> pred[] {
+  %n = s32[]{:T(128)} constant(4)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT, metadata={op_name="lt"}
+}
 ENTRY %main (p: f32[]) -> f32[] {
   %w = f32[] while(%x), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %v = f32[] while(%x), condition=%four, body=%body
   %b = f32[] conditional(%p, %x, %x), branch_computations={%keep, %refit}, metadata={op_name="b"}
   %p = bf16[16]{0} collective-permute(%x), source_target_pairs={{0,1}}
 }
@@ -118,7 +123,7 @@ ENTRY %main (p: f32[]) -> f32[] {
 
 def test_traffic_counts_the_turns_of_loops_and_refits_apart():
     always, at_most = collectives.traffic(PROGRAM)
-    assert always == {"all-gather": 3 * 128, "collective-permute": 32}
+    assert always == {"all-gather": (3 + 4) * 128, "collective-permute": 32}
     assert at_most == {**always, "all-reduce": 2 * (16 + 4)}
 
 

@@ -1,5 +1,6 @@
 """Finding the low-rank leaves inside the state of any inner transformation, by their keys."""
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -109,10 +110,11 @@ def update(
         ) from error
 
 
-def check(inner: optax.GradientTransformationExtraArgs, low: Any, state: Any) -> None:
-    """Raises NeedsParameters at `init` already, if that can be seen without extra arguments."""
+def check(inner: optax.GradientTransformationExtraArgs, low: dict[str, Any]) -> None:
+    """Raises NeedsParameters at `init` already, if one leaf shows it without extra arguments."""
+    one = dict(itertools.islice(low.items(), 1))
     try:
-        jax.eval_shape(lambda: update(inner, low, state, {}))
+        jax.eval_shape(lambda: update(inner, one, inner.init(one), {}))
     except NeedsParameters:
         raise
     except Exception:  # the update itself will tell, when its extra arguments are there

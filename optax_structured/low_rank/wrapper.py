@@ -112,9 +112,8 @@ def low_rank_projection(
             for field, part in _begun(leaf, p).items():
                 held[field][key] = part
         low = _low_leaves(leaves)
-        state = inner.init(low)
-        inner_state.check(inner, low, state)
-        return LowRankState(count=count, **held, inner=state)
+        inner_state.check(inner, low)
+        return LowRankState(count=count, **held, inner=inner.init(low))
 
     def update(
         updates: Any,

@@ -9,6 +9,8 @@ _OPERATION = re.compile(r" = (.*?) ([a-z][a-z\-]*?)(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch|true|false)_computations?=\{?([^}]*?)(?:\}|, [a-z])")
 _TURNS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BOUND = re.compile(r"ROOT .* compare\(.*?%?([\w.\-]+)\), direction=LT")
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 _NAME = re.compile(r"%?([\w.\-]+)")
 # What a device receives, in sizes of the result: each entry of a sum travels twice.
@@ -29,7 +31,10 @@ class Traffic(NamedTuple):
 
 
 def traffic(text: str) -> Traffic:
-    """The collectives of a compiled program: loops by their turns, branches by the costlier."""
+    """The collectives of a compiled program: loops by their turns, branches by the costlier.
+
+    A loop whose turns depend on the data counts once.
+    """
     computations, entry = computations_of(text)
 
     def of(name: str, branches: bool) -> dict[str, float]:
@@ -47,12 +52,23 @@ def traffic(text: str) -> Traffic:
                 continue
             if kind in _TRAVELS:
                 total[kind] += _TRAVELS[kind] * _bytes(result)
-            turns = _TURNS.search(line) if kind == "while" else None
+            turns = _turns(line, computations) if kind == "while" else 1
             for called in _CALLED.findall(line):
-                _add(total, of(called, branches), int(turns[1]) if turns else 1)
+                _add(total, of(called, branches), turns)
         return total
 
     return Traffic(dict(of(entry, False)), dict(of(entry, True)))
+
+
+def _turns(loop: str, computations: dict[str, list[str]]) -> int:
+    """As XLA says; in programs for TPUs, to what the condition compares a counter, from 0 on."""
+    if said := _TURNS.search(loop):
+        return int(said[1])
+    condition = "\n".join(computations.get(_CONDITION.findall(loop)[0], ()))
+    if bound := _BOUND.search(condition):
+        value = re.search(rf"%?{re.escape(bound[1])} = [su]32\[\]\S* constant\((\d+)\)", condition)
+        return int(value[1]) if value else 1
+    return 1
 
 
 def _add(total: dict[str, float], part: dict[str, float], times: int) -> None:

@@ -116,7 +116,7 @@ def cholesky_qr(rows: jax.Array, precision: jax.lax.Precision = HIGHEST) -> jax.
         failed = ~jnp.isfinite(jnp.sum(new, (-2, -1), keepdims=True))
         return jnp.where(failed | done, rows, new), jnp.where(failed, 100 * shift, shift)
 
-    zero = 0 * rows[..., :1, :1]
+    zero = 0 * jnp.minimum(jnp.max(jnp.abs(rows), (-2, -1), keepdims=True), 1)  # or NaN: no turn
     shift = zero + 2 * rank * eps  # the norm of the Gram matrix is at most r
     return jax.lax.while_loop(unfinished, round_, (0, rows, shift, zero != 0))[1]
 
@@ -157,7 +157,9 @@ def _inverse_factor(precision: jax.lax.Precision, gram: jax.Array) -> jax.Array:
     size, dtype = gram.shape[-1], gram.dtype
     block = min(size, _BLOCK)
     short = -size % block
-    gram = jnp.pad(gram, (0, short)) + jnp.diag(jnp.pad(jnp.zeros(size, dtype), (0, short), constant_values=1))
+    gram = jnp.pad(gram, (0, short)) + jnp.diag(
+        jnp.pad(jnp.zeros(size, dtype), (0, short), constant_values=1)
+    )
     eye = jnp.eye(block, dtype=dtype)
 
     def next_rows(i: jax.Array, inverse: jax.Array) -> jax.Array:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_structured.xla.alike import traced_once
+
 
 def uniform(seed: jax.Array, rows: int, cols: int, dtype: Any) -> jax.Array:
     r"""(\*batch, rows, cols): numbers in [-1, 1), from seeds of shape batch, uint32."""
@@ -32,7 +34,13 @@ def mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def _bits(seed: jax.Array, rows: int, cols: int) -> jax.Array:
+def _bits(seed: Any, rows: int, cols: int) -> jax.Array:
+    return _bits_of((rows, cols), jnp.asarray(seed, jnp.uint32))
+
+
+@traced_once
+def _bits_of(shape: tuple[int, int], seed: jax.Array) -> jax.Array:
+    rows, cols = shape
     places = [jax.lax.broadcasted_iota(jnp.uint32, (rows, cols), axis) for axis in (0, 1)]
     place = (places[0] * jnp.uint32(cols) + places[1]) * jnp.uint32(0x9E3779B9)
-    return mix(place + jnp.asarray(seed, jnp.uint32)[..., None, None])
+    return mix(place + seed[..., None, None])

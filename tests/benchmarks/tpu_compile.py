@@ -5,6 +5,7 @@ program: seconds of compilation, of which on the processor, megabytes of code, w
 and what it receives from others in a step without and with refits. A figure a command:
 
     python tests/benchmarks/tpu_compile.py qr orthonormal [--shape 4096x1024]
+    python tests/benchmarks/tpu_compile.py fused fused_sharded --chip v6e
     python tests/benchmarks/tpu_compile.py galore [--steady] [--mesh fsdp=256] [--chip v5e]
 """
 
@@ -24,6 +25,7 @@ from optax_structured import planning
 from optax_structured.memory import PLAIN_LEAVES
 from optax_structured.planning import tpu
 from optax_structured.projectors.orthonormal import cholesky_qr, orthonormal
+from optax_structured.proximal.fused import solve_blocks
 
 jax.config.update("jax_platforms", "cpu")
 
@@ -50,12 +52,14 @@ def main():
 
 
 def factorisation(function, options):
-    """A function of one matrix of columns, on one device."""
+    """A function of one matrix, whole on one device, or its rows spread over four."""
     shape = tuple(map(int, options.shape.split("x")))
-    device = tpu.devices(planning.CHIPS[options.chip], 1)
-    place = NamedSharding(Mesh(np.asarray(device), "d"), jax.P())
-    columns = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
-    lowered = jax.jit(function, out_shardings=place).lower(columns)
+    spec = jax.P("d") if function is fused_sharded else jax.P()
+    devices = tpu.devices(planning.CHIPS[options.chip], 4 if function is fused_sharded else 1)
+    place = NamedSharding(Mesh(np.asarray(devices), "d"), spec)
+    matrix = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+    with jax.set_mesh(place.mesh):
+        lowered = jax.jit(function, out_shardings=place).lower(matrix)
     began, work = time.perf_counter(), time.process_time()
     code = lowered.compile().memory_analysis().generated_code_size_in_bytes
     seconds, work = time.perf_counter() - began, time.process_time() - work
@@ -110,16 +114,29 @@ class SteadySubspace(oxs.SubspaceIteration):
 
 
 def group_lasso(recipe):
-    """A norm for each input of a kernel; embedding, head and norms have no penalty."""
+    """A norm for each input of a kernel of each layer; embedding, head and norms have none."""
 
     def made(placed, options):
         del placed, options
-        return recipe(1e-3, oxs.rules((PLAIN_LEAVES, None), default=oxs.GroupLasso(-2)), 1e-4)
+        return recipe(
+            1e-3, oxs.rules((PLAIN_LEAVES, None), default=oxs.GroupLasso(-2, batch_axis=0)), 1e-4
+        )
 
     return made
 
 
+def fused(x):
+    """The kernel of `FusedExact`; groups are rows."""
+    return solve_blocks(x, 1 + x**2, x, jnp.ones(()), inside=(1,))
+
+
+def fused_sharded(x):
+    return jax.shard_map(fused, in_specs=jax.P("d"), out_specs=jax.P("d"))(x)
+
+
 FACTORISATIONS = {
+    "fused": fused,
+    "fused_sharded": fused_sharded,
     "qr": lambda x: jnp.linalg.qr(x)[0],
     "orthonormal": lambda x: orthonormal(x.T),
     "cholesky_qr": lambda x: cholesky_qr(x.T),

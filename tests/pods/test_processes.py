@@ -1,5 +1,6 @@
 """Several processes on loopback: the numbers of one, and what is left when one of them dies."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -42,17 +43,29 @@ def start(command, processes, devices):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # so that it can be ended with all that it started
         )
         for i in range(processes)
     ]
 
 
 def finish(run):
-    """What each process printed."""
-    said = [process.communicate(timeout=600) for process in run]
+    """What each process printed; none is left behind, whichever fails."""
+    try:
+        said = [process.communicate(timeout=600) for process in run]
+    finally:
+        end(run)
     for process, (_, errors) in zip(run, said, strict=True):
         assert process.returncode == 0, errors[-3000:]
     return [out for out, _ in said]
+
+
+def end(run):
+    """Kills what still runs, with all that it started."""
+    for process in run:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def arrays(file):
@@ -73,6 +86,23 @@ def together(tmp_path_factory):
     return folder / "run", arrays(folder / "two.npz")
 
 
+def test_a_run_that_hangs_leaves_nothing_behind(monkeypatch):
+    """Neither its processes nor what those started."""
+    hang = "import subprocess, sys, time; x = subprocess.Popen([sys.executable, '-c', 'import time;"
+    hang += " time.sleep(600)']); print(x.pid, flush=True); x.wait()"
+    run = start(["-c", hang], 1, 1)
+    child = int(run[0].stdout.readline())
+    wait = subprocess.Popen.communicate
+    monkeypatch.setattr(
+        subprocess.Popen, "communicate", lambda p, timeout=None: wait(p, None, timeout and 0.1)
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        finish(run)
+    assert run[0].returncode == -signal.SIGKILL
+    state = pathlib.Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
 def params(ended, recipe):
     return {k: x for k, x in ended.items() if k.startswith(f"{recipe}/ended.params")}
 
@@ -90,10 +120,10 @@ def test_a_killed_process_and_all_start_again(together, tmp_path):
     """From the last checkpoint, to the bits that a run without a break ends with."""
     asked = (tmp_path / "run", 2, 4, tmp_path / "again.npz")
     run = worker(*asked, recipes=["adamw-8bit"], die_after=1)
-    assert run[1].wait(timeout=600) == -signal.SIGKILL
-    run[0].kill()
-    for process in run:
-        process.communicate()
+    try:
+        assert run[1].wait(timeout=600) == -signal.SIGKILL
+    finally:
+        end(run)
     finish(worker(*asked, recipes=["adamw-8bit"], resume=True))
     again = arrays(tmp_path / "again.npz")
     for name in again:

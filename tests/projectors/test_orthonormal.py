@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from tolerances import ORTHONORMAL
 
+from optax_structured.meshes.placement import product
+from optax_structured.projectors import orthonormal as room
 from optax_structured.projectors.orthonormal import cholesky_qr, householder, orthonormal
 
 SIZE, LENGTH, RANK = 96, 128, 24
@@ -46,6 +48,32 @@ def test_as_good_as_householder_in_float32(name):
         assert held >= 0.9999 * possible
 
 
+def three_passes(a, b, precision, transpose_b=False):
+    """A product of precision HIGH on a TPU, which CPUs have not: three of bfloat16 numbers."""
+    del precision
+
+    def halves(x):
+        high = jax.lax.reduce_precision(x, 8, 7)
+        return high, jax.lax.reduce_precision(x - high, 8, 7)
+
+    (a, a_rest), (b, b_rest) = halves(a), halves(b)
+    pairs = ((a, b), (a, b_rest), (a_rest, b))
+    return sum(product(x, y, transpose_b=transpose_b) for x, y in pairs)
+
+
+@pytest.mark.parametrize("name", ["flat", "exponential", "few"])
+def test_three_passes_of_bfloat16_are_enough(name, monkeypatch):
+    """What TPUs run."""
+    g = gradient(SPECTRA[name])
+    cold = np.random.default_rng(1).normal(size=(RANK, SIZE)).astype(np.float32)
+    rows = jnp.asarray(cold @ g @ g.T)
+    monkeypatch.setattr(room, "product", three_passes)
+    q, reference = jax.jit(lambda x: cholesky_qr(x))(rows), householder(rows)
+    assert defect(q) < ORTHONORMAL["float32"]
+    held, possible = (np.linalg.norm(np.asarray(x, np.float64) @ g) for x in (q, reference))
+    assert held >= 0.9999 * possible
+
+
 def test_rows_without_a_direction_of_their_own():
     rows = jnp.zeros((5, 9)).at[1].set(1.0).at[3].set(2.0).at[4, 0].set(1e-15)
     for scale in (1e-20, 1.0, 1e20):
@@ -62,7 +90,7 @@ def test_flips_pass_through():
     np.testing.assert_array_equal(cholesky_qr(signs * rows), signs * cholesky_qr(rows))
 
 
-def test_large_triangles_are_inverted_by_halves():
+def test_large_factors_are_inverted_block_by_block():
     rows = jax.random.normal(jax.random.key(0), (150, 200))
     q = cholesky_qr(rows)
     assert defect(q) < ORTHONORMAL["float32"]
