@@ -24,7 +24,10 @@ def compact(
         pathlib.Path | None, common.option("Where to write; default compact/ in the run folder.")
     ] = None,
     unroll: Annotated[
-        bool, typer.Option("--unroll", help="Write stacked layers out, and cut each by itself.")
+        bool,
+        typer.Option(
+            "--unroll", help="Cut each stacked layer by itself, if that saves operations."
+        ),
     ] = False,
     safetensors: Annotated[
         bool, typer.Option("--safetensors", help="Parameters as safetensors instead of npz.")
