@@ -9,6 +9,7 @@ from PIL import Image
 
 DOCS = pathlib.Path(__file__).parent
 PICTURES = {  # of a notebook, which one
+    "adapters": 0,
     "eight_devices": 0,
     "frameworks": 0,
     "groups_dying": 0,
