@@ -40,6 +40,9 @@ def test_merging_outside_a_scan_copies_the_weights_twice_and_attaching_does_not(
     assert outside >= 2 * WEIGHTS
     # One merged layer and one gradient of it at a time, each an eighth of the weights.
     assert attached <= 0.4 * WEIGHTS
+    # What no adapter can do without: the frozen forward pass, and the gradient of its input.
+    step = jax.jit(jax.grad(scanned, argnums=1)).lower(params, x).compile()
+    assert attached <= 1.1 * step.memory_analysis().temp_size_in_bytes
 
     def inside(params, adapter, x):
         def body(x, layer):

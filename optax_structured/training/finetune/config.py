@@ -69,7 +69,7 @@ class Config(config.Config):
         for name in ("epochs", "batch_size", *_OWN[self.data]) + ("rank",) * bool(start.rank):
             check_count(name, getattr(self, name))
         check_nonnegative("strength", self.strength)
-        if verses and self.layers > LAYERS:
+        if (self.layers or 0) > LAYERS:
             raise ValueError(f"the encoder has {LAYERS} layers, got --layers {self.layers}")
         if self.batch_size > self.train_size:
             raise ValueError(

@@ -109,14 +109,14 @@ class Encoder:
         self._embed = jax.jit(lambda params, ids: self._embeddings.apply({"params": params}, ids))
         self._apply = jax.jit(lambda params, *x: self._layer.apply({"params": params}, *x))
 
-    def after(self, layers: int, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def after(self, layers: int, ids: Any, mask: Any) -> jax.Array:
         """What the first `layers` layers make of tokens, (n, length, width)."""
         x = self._embed(self.params["embeddings"], ids)
         for i in range(layers):
             x = self._apply(self.params[f"layer_{i}"], x, mask)
         return x
 
-    def vectors(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def vectors(self, ids: Any, mask: Any) -> jax.Array:
         """The vector of each sentence, (n, width), of norm 1."""
         x = mean_of_tokens(self.after(LAYERS, ids, mask), mask)
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
