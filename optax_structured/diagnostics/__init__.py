@@ -1,19 +1,15 @@
 """What a training run shows: structure of parameters, low-rank subspaces, skipped gradients."""
 
+from optax_structured.diagnostics.layers import LayerRow, layer_rows, supports
 from optax_structured.diagnostics.nonfinite import Nonfinite, nonfinite
-from optax_structured.diagnostics.structure import (
-    LayerRow,
-    layer_rows,
+from optax_structured.diagnostics.sparsity import (
     low_rank_level,
-    objective,
-    stationarity,
-    strength_max,
-    strength_path,
     structured_sparsity,
-    supports,
     unstructured_sparsity,
     weighted_sparsity,
 )
+from optax_structured.diagnostics.stationarity import objective, stationarity
+from optax_structured.diagnostics.strengths import strength_max, strength_path
 from optax_structured.diagnostics.subspaces import (
     captured_energy,
     effective_rank,

@@ -128,18 +128,21 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             "Adam with less step where the gradient stopped changing",
             _ARXIV + "1909.11015",
             lambda x: Numbers(3 * x.entries),
+            text=TextRun(3e-3, period=None),
         ),
         "madgrad": Recipe(
             recipes.madgrad,
             "plain",
             "dual averaging with a cube root: `ramda` without regularizer",
             _ARXIV + "2101.11075",
+            text=TextRun(3e-3, period=None),
         ),
         "mirror_madgrad": Recipe(
             recipes.mirror_madgrad,
             "plain",
             "MADGRAD by mirror descent: steps of fine-tuning",
             _ARXIV + "2101.11075",
+            text=TextRun(1e-3, period=None),
         ),
         "ramda": Recipe(
             recipes.ramda,

@@ -18,12 +18,9 @@ from optax_structured.step_sizes.gradient_noise import (
     pooled_variance,
     suggest_batch,
 )
-from optax_structured.step_sizes.line_search import (
-    PonosState,
-    ponos,
-    scale_by_ponos,
-)
+from optax_structured.step_sizes.line_search import PonosState, scale_by_ponos
 from optax_structured.step_sizes.polyak import polyak_initial_step, zhang_hager_reference
+from optax_structured.step_sizes.ponos import ponos
 from optax_structured.step_sizes.refinement import (
     RecordNormsState,
     interpolated_schedule,

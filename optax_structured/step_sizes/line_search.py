@@ -1,7 +1,6 @@
 """PoNoS: a stochastic line search that starts from Polyak's step and remembers its backtracks."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
+from optax_structured.step_sizes.backtracking import Search, backtrack, bound
 from optax_structured.step_sizes.polyak import polyak_initial_step, zhang_hager_reference
 from optax_structured.trees.checks import (
     check_nonnegative,
@@ -21,8 +21,7 @@ from optax_structured.trees.precision import as_updates, at_least_float32, scala
 from optax_structured.trees.products import dot, norm
 from optax_structured.trees.tree_checks import check_real, check_same_tree
 
-# The step of the published code where no trial was accepted, and the gradient below which it stays.
-_LAST_RESORT = 1e-6
+# The gradient below which the published code stays.
 _FLAT = 1e-8
 
 
@@ -176,7 +175,7 @@ def scale_by_ponos(
         for tree in (updates, grad):
             check_same_tree("scale_by_ponos", tree, params, whose="the parameters")
         dtype = state.average.dtype
-        loss = _bound(value_fn, extra)
+        loss = bound(value_fn, extra)
         number = lambda x: jnp.asarray(now(x, state.clock), dtype)  # noqa: E731
         f, shrink, ask = jnp.asarray(value, dtype), number(decrease_factor), number(c)
         if callable(sufficient_decrease):
@@ -188,6 +187,10 @@ def scale_by_ponos(
         average, weight = zhang_hager_reference(state.average, state.weight, f, number(xi))
         reference = jnp.maximum(average, f)
         slack = atol + (rtol + 4 * jnp.finfo(dtype).eps) * jnp.abs(reference)
+
+        def enough(step: jax.Array) -> jax.Array:
+            return reference - ask * step * slope + slack
+
         lowest, power = number(f_star), lambda e: shrink ** e.astype(dtype)
         first = polyak_initial_step(f, slope, number(c_p), lowest)
         if memory:
@@ -195,7 +198,7 @@ def scale_by_ponos(
         first = jnp.clip(first, number(min_learning_rate), number(max_learning_rate))
         # Steps so long that only a loss below the smallest one could pass: not worth a loss.
         steps = first * power(jnp.arange(max_backtracks - 1))
-        hopeless = (f > lowest) & (reference - ask * steps * slope + slack < lowest)
+        hopeless = (f > lowest) & (enough(steps) < lowest)
         skipped = jnp.sum(hopeless, dtype=jnp.int32)
 
         known = jnp.isfinite(f) & jnp.isfinite(slope) & (slope >= 0)
@@ -205,26 +208,7 @@ def scale_by_ponos(
             jax.tree.map(lambda u: u * step.astype(u.dtype), wide), updates, params
         )
 
-        def trial(search: _Search) -> _Search:
-            exhausted = search.backtracks + 1 >= max_backtracks
-            again = jnp.where(exhausted, jnp.asarray(_LAST_RESORT, dtype), search.step * shrink)
-            step = jnp.where(search.trials == 0, search.step, again)
-            point = optax.apply_updates(params, scaled(step))
-            if store_grad:
-                reached, pullback = jax.vjp(loss, point)
-            else:
-                reached = loss(point)
-            reached = jnp.asarray(reached, dtype)
-            forced = (search.trials > 0) & exhausted
-            accepted = forced | (reached <= reference - ask * step * slope + slack)
-            kept = search.grad
-            if store_grad:
-                one = jnp.ones((), jnp.result_type(value))
-                kept = jax.lax.cond(accepted, lambda: pullback(one)[0], lambda: search.grad)
-            backtracks = jnp.where((search.trials == 0) | forced, 0, 1) + search.backtracks
-            return _Search(search.trials + 1, backtracks, step, reached, accepted, kept)
-
-        start = _Search(
+        start = Search(
             jnp.zeros((), jnp.int32),
             jnp.where(moves, skipped, 0),
             first * power(skipped),
@@ -234,7 +218,8 @@ def scale_by_ponos(
             if store_grad
             else None,
         )
-        found = jax.lax.while_loop(lambda search: ~search.accepted, trial, start)
+        point = lambda step: optax.apply_updates(params, scaled(step))  # noqa: E731
+        found = backtrack(loss, point, enough, shrink, start, max_backtracks)
 
         step = jnp.where(moves, found.step, 0)
         remembered = jnp.maximum(state.memory + found.backtracks - 1, 0)
@@ -253,60 +238,3 @@ def scale_by_ponos(
         return jax.tree.map(lambda u: jnp.where(moves, u, jnp.zeros_like(u)), scaled(step)), new
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def ponos(
-    direction: optax.GradientTransformation | None = None, **settings: Any
-) -> optax.GradientTransformationExtraArgs:
-    """PoNoS: gradient descent, or another direction, without a learning rate to tune.
-
-    Args:
-      direction: what makes an ascent direction of gradients, such as `optax.scale_by_adam()`, for
-        which the paper has `c=0.1, decrease_factor=0.9, memory=False`; None for the gradient.
-      **settings: of `scale_by_ponos`.
-
-    Returns:
-      An optimizer whose update takes what that of `scale_by_ponos` does.
-
-    Raises:
-      ValueError: as `scale_by_ponos`.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, optax, optax_structured as oxs
-      >>> loss = lambda w, target: jnp.mean((w - target) ** 2)
-      >>> optimizer = oxs.step_sizes.ponos()
-      >>> w = jnp.zeros(3)
-      >>> state = optimizer.init(w)
-      >>> for target in (1.0, 1.0):
-      ...     value, grad = jax.value_and_grad(loss)(w, target)
-      ...     updates, state = optimizer.update(
-      ...         grad, state, w, value=value, grad=grad, value_fn=loss, target=target
-      ...     )
-      ...     w = optax.apply_updates(w, updates)
-      >>> print(f"{loss(w, 1.0):.3f}")
-      0.009
-
-    References:
-      Galli, Rauhut and Schmidt, `Don't be so Monotone <https://arxiv.org/abs/2306.12747>`_, 2023.
-      The code for Adam's direction does not run as released; here the decrease is measured by the
-      true slope.
-    """
-    first = () if direction is None else (direction,)
-    return optax.chain(*first, optax.scale(-1.0), scale_by_ponos(**settings))
-
-
-class _Search(NamedTuple):
-    trials: jax.Array
-    backtracks: jax.Array
-    step: jax.Array
-    value: jax.Array
-    accepted: jax.Array
-    grad: Any
-
-
-def _bound(value_fn: Callable[..., Any], extra: dict[str, Any]) -> Callable[[Any], Any]:
-    """The loss as a function of parameters alone, with those of the extra arguments that it has."""
-    parameters = inspect.signature(value_fn).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = {name: x for name, x in extra.items() if takes_all or name in parameters}
-    return lambda params: value_fn(params, **known)

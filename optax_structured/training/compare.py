@@ -1,38 +1,31 @@
 """Several recipes on the same data: each at the best of its own learning rates, over seeds."""
 
+import dataclasses
 import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from optax_structured.training import plots
-from optax_structured.training.clock import Clock
+from optax_structured.training import frontier, plots
+from optax_structured.training.comparison import FILE, Comparison, Entry, load
 from optax_structured.training.config import check_same
 from optax_structured.training.folder import CONFIG, Row, check_empty, load_config
 from optax_structured.training.history import evaluations
+from optax_structured.training.peers import KNOWN
 from optax_structured.training.run import run
 from optax_structured.training.task import Task
 
 TABLE = "comparison.md"
-_CALLS_TO_TIME, _STEPS_TO_TIME, _SECONDS_TO_TIME = 12, 10, 0.3  # the last two of a call, at most
+_ROUNDS_TO_TIME = 5
+_STEPS_A_ROUND, _SECONDS_A_ROUND = 50, 1.5  # at most; 50 have a refit, at the usual period
 
 
 class Stopped(Exception):
     """A comparison that was left before its end; all of it is saved."""
-
-
-class Ends(NamedTuple):
-    """One recipe after its runs."""
-
-    task: Task  # at the best learning rate
-    swept: dict[float, float]  # learning rate -> score on the first seed
-    rows: list[list[Row]]  # a seed each, at the best learning rate
-    step_ms: float
 
 
 def compare(
@@ -47,9 +40,9 @@ def compare(
 ) -> str:
     """Sweeps each learning rate on the first seed, then runs the best from every seed.
 
-    Each run has a folder of its own in `folder`, next to `comparison.md` and `comparison.png`. With
-    `resume`, finished runs are read and unfinished ones continued. A run that diverges is the
-    worst.
+    Each run has a folder of its own in `folder`, next to `comparison.json`, `comparison.md` and the
+    pictures, which are written after each recipe. With `resume`, finished runs are read and
+    unfinished ones continued. A run that diverges is the worst.
 
     Args:
       tasks: by the name that a recipe has in the table.
@@ -74,18 +67,34 @@ def compare(
         path = folder / f"{name.replace(':', '-')}-{rate:g}-{seed}"
         return _rows(task, path, console, stopped)
 
-    swept: dict[str, dict[float, float]] = {}
+    first, listed = next(iter(tasks.values())), ", ".join(map(str, seeds))
+    found = Comparison(
+        f"{first.describe()}, seeds {listed}",
+        f"{' on '.join(first.subject)}, seeds {listed}",
+        first.columns,
+        first.costs,
+        {},
+    )
+    timed = load(folder).entries if resume and (folder / FILE).exists() else {}
     runs: dict[str, list[list[Row]]] = {}
     best: dict[str, Task] = {}
     for name, task in tasks.items():
         of_rate = {rate: rows_of(name, rate, seeds[0]) for rate in rates[name]}
-        swept[name] = {rate: score(task, rows) for rate, rows in of_rate.items()}
-        rate = min(of_rate, key=lambda rate: swept[name][rate])
+        swept = {rate: score(task, rows) for rate, rows in of_rate.items()}
+        rate = min(swept, key=swept.__getitem__)
         runs[name] = [of_rate[rate], *(rows_of(name, rate, seed) for seed in seeds[1:])]
         best[name] = task.variant(learning_rate=rate)
-    pace = step_ms(best)
-    ends = {name: Ends(best[name], swept[name], runs[name], pace[name]) for name in best}
-    return _write(ends, seeds, folder)
+        found.entries[name] = _entry(best[name], swept, runs[name])
+        _write(found, runs, first, folder)
+    if timed.keys() == best.keys() and all(entry.in_turn for entry in timed.values()):
+        pace = {name: entry.step_ms for name, entry in timed.items()}
+    else:
+        pace = step_ms(best)
+    for name, quartiles in pace.items():
+        found.entries[name] = dataclasses.replace(
+            found.entries[name], step_ms=quartiles, in_turn=True
+        )
+    return _write(found, runs, first, folder)
 
 
 def check_budget(rates: Mapping[str, Sequence[float]]) -> None:
@@ -104,23 +113,30 @@ def score(task: Task, rows: Sequence[Row]) -> float:
     return rows[-1][column] if rows else math.inf
 
 
-def step_ms(tasks: Mapping[str, Task]) -> dict[str, float]:
-    """Median milliseconds a step, the recipes in turn, so that a busy machine slows all alike."""
+def step_ms(tasks: Mapping[str, Task]) -> dict[str, Sequence[float]]:
+    """Quartiles of milliseconds a step, the recipes in turn: a busy machine slows all alike."""
     states = {name: task.init() for name, task in tasks.items()}
-    clocks, counts = {name: Clock() for name in tasks}, {}
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    counts: dict[str, int] = {}
+
+    def run(name: str, count: int) -> float:
+        task, begin = tasks[name], time.perf_counter()
+        for done in range(0, count, task.steps_a_call):
+            states[name], losses = task.steps(states[name], 0, min(task.steps_a_call, count - done))
+            np.asarray(losses)
+        return time.perf_counter() - begin
+
     for name, task in tasks.items():
         states[name], _ = task.steps(states[name], 0, 0)  # compiles
-        began = time.perf_counter()
-        states[name], losses = task.steps(states[name], 0, 1)
-        np.asarray(losses)
-        longest = _SECONDS_TO_TIME / (time.perf_counter() - began)
-        counts[name] = max(1, min(_STEPS_TO_TIME, int(longest)))
-    for _ in range(_CALLS_TO_TIME):
-        for name, task in tasks.items():
-            with clocks[name].timing(counts[name]):
-                states[name], losses = task.steps(states[name], 0, counts[name])
-                np.asarray(losses)
-    return {name: clock.reading()["step_ms"] for name, clock in clocks.items()}
+        counts[name] = max(1, min(_STEPS_A_ROUND, int(_SECONDS_A_ROUND / run(name, 1))))
+    for _ in range(_ROUNDS_TO_TIME):
+        for name, count in counts.items():
+            seconds[name].append(run(name, count) / count)
+    return {name: _quartiles(1e3 * np.array(found)) for name, found in seconds.items()}
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    return [round(float(x), 3) for x in np.quantile(values, (0.25, 0.5, 0.75))]
 
 
 def _rows(
@@ -142,37 +158,29 @@ def _rows(
     return result.history.rows
 
 
-def _write(ends: Mapping[str, Ends], seeds: Sequence[int], folder: pathlib.Path) -> str:
-    first = next(iter(ends.values())).task
-    reference = ends["adamw"].step_ms if "adamw" in ends else None
-    judged, costs = first.columns, ("learning rate", "state bytes", "step, ms", "of adamw's")
-    headings = [*(column.heading for column in judged), *costs]
-    lines = [
-        f"| recipe | {' | '.join(headings)} | settings |",
-        f"|---|{'---:|' * len(headings)}---|",
-    ]
-    for name, (task, swept, rows, ms) in ends.items():
-        rate = task.config.learning_rate
-        cells = [
-            *(column.ends(rows) for column in judged),
-            f"{rate:g}{' (edge)' if len(swept) > 1 and rate in (min(swept), max(swept)) else ''}",
-            f"{_bytes(task):,}",
-            f"{ms:.1f}",
-            "" if reference is None else f"{ms / reference:.2f}",
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {task.config.settings()} |")
-    table = "\n".join(lines) + "\n"
-    if any(len(end.swept) > 1 for end in ends.values()):
-        grids = "\n".join(
-            f"- {name}: " + ", ".join(f"{rate:g} → {x:.4g}" for rate, x in end.swept.items())
-            for name, end in ends.items()
-        )
-        table += f"\nLearning rate → {judged[0].heading} on seed {seeds[0]}:\n\n{grids}\n"
-    listed = ", ".join(map(str, seeds))
-    (folder / TABLE).write_text(f"{first.describe()}, seeds {listed}\n\n{table}")
-    whole = {name: end.rows for name, end in ends.items() if all(end.rows)}
-    if whole:
-        plots.draw_comparison(first, whole, f"{' on '.join(first.subject)}, seeds {listed}", folder)
+def _entry(task: Task, swept: Mapping[float, float], runs: Sequence[Sequence[Row]]) -> Entry:
+    ends = [rows[-1] for rows in runs if rows]
+    return Entry(
+        task.config.recipe,
+        KNOWN[task.config.recipe].family if task.config.recipe in KNOWN else "",
+        task.config.settings(),
+        task.config.learning_rate,
+        {f"{rate:g}": x if math.isfinite(x) else None for rate, x in swept.items()},
+        {c.name: [end[c.name] for end in ends] for c in task.columns if len(ends) == len(runs)},
+        _bytes(task),
+        _quartiles([row["step_ms"] for rows in runs for row in rows] or [math.nan]),
+    )
+
+
+def _write(
+    found: Comparison, runs: Mapping[str, list[list[Row]]], task: Task, folder: pathlib.Path
+) -> str:
+    found.save(folder)
+    table = found.table()
+    (folder / TABLE).write_text(f"{found.about}\n\n{table}")
+    if whole := {name: runs[name] for name in found.whole}:
+        plots.draw_comparison(task, whole, found.title, folder)
+        frontier.draw(found, folder)
     return table
 
 

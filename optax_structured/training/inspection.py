@@ -9,11 +9,11 @@ import matplotlib
 import numpy as np
 
 from optax_structured import curvature
-from optax_structured.recipes.registry import RECIPES
 from optax_structured.states import arrays_of
 from optax_structured.states.roles import SECOND_MOMENT
 from optax_structured.training.checkpoint import Checkpoints
 from optax_structured.training.history import History
+from optax_structured.training.peers import KNOWN
 from optax_structured.training.style import COLOURS, GREY, STYLE, figure_of
 from optax_structured.training.task import State, Task
 from optax_structured.transforms import sign_agreement
@@ -85,7 +85,7 @@ def inspect(
 
     ones = jax.tree.map(jnp.ones_like, state.params)
     plain, scaled = density(state.params, task.train, batch, ones), None
-    averages = RECIPES[task.config.recipe].averages
+    averages = KNOWN[task.config.recipe].averages
     limit = None if averages else 2 / float(curvature.summarize(plain).largest)
     roots = None if averages else _roots(state)
     if roots is not None:

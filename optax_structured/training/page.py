@@ -93,7 +93,7 @@ def command(config: Config) -> str:
 
 
 def _ends(task: Task, last: Row) -> dict[str, Any]:
-    ends = {column.heading: column.ends([[last]]) for column in task.columns}
+    ends = {column.heading: column.ends([last[column.name]]) for column in task.columns}
     return ends | {
         "milliseconds a step": f"{last['step_ms']:.2f}",
         "steps skipped": last["skipped"],

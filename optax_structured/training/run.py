@@ -107,6 +107,8 @@ def describe(task: Task, result: loop.Result, folder: pathlib.Path, console: Con
     """Prints how the run ended and draws it."""
     task.report(result.state, result.history, folder, console)
     if rows := result.history.rows:
-        ends = (f"{column.heading} {column.ends([rows])}" for column in task.columns)
+        ends = (
+            f"{column.heading} {column.ends([rows[-1][column.name]])}" for column in task.columns
+        )
         console.print(f"{', '.join(ends)}; {rows[-1]['step_ms']:.1f} ms a step")
         plots.draw_training(task, result.history, folder)

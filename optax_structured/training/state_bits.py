@@ -3,7 +3,7 @@
 from typing import Any
 
 from optax_structured.quantization import Dynamic, quantized
-from optax_structured.recipes.registry import RECIPES
+from optax_structured.training.peers import KNOWN
 
 _CODECS = {32: None, 8: Dynamic(8, block=256), 4: Dynamic(4, block=128)}
 _CHOICES = ", ".join(map(str, _CODECS))
@@ -12,7 +12,7 @@ HELP = f"Bits of an entry of a moment: one of {_CHOICES}; default 32, or 8 for q
 
 def default_state_bits(recipe: str) -> int:
     """Bits of the moments of a recipe, as published."""
-    return RECIPES[recipe].state_bits
+    return KNOWN[recipe].state_bits
 
 
 def codec_of(state_bits: Any) -> Dynamic | None:
@@ -38,7 +38,7 @@ def folder_name(recipe: str, state_bits: int) -> str:
 
 def made(recipe: str, codec: Dynamic | None, *args: Any, **settings: Any) -> Any:
     """The optimizer of a recipe, with its moments in a codec."""
-    make, takes = RECIPES[recipe].make, RECIPES[recipe].takes
+    make, takes = KNOWN[recipe].make, KNOWN[recipe].takes
     if takes("moments"):
         return make(*args, moments=codec, **settings)
     optimizer = make(*args, **settings)

@@ -46,14 +46,30 @@ class Column(NamedTuple):
     name: str  # in the metrics
     percent: bool
 
-    def ends(self, runs: Sequence[Sequence[Row]]) -> str:
+    def ends(self, values: Sequence[float] | None) -> str:
         """How runs ended: mean ± standard error over them."""
-        if not all(runs):
+        if not values:
             return "diverged"
-        last, n = np.array([rows[-1][self.name] for rows in runs]), len(runs)
+        mean, error = mean_and_error(values)
         factor, digits, sign = (100, 2, " %") if self.percent else (1, 3, "")
-        error = f" ± {factor * last.std(ddof=1) / n**0.5:.{digits}f}" if n > 1 else ""
-        return f"{factor * last.mean():.{digits}f}{error}{sign}"
+        shown = f" ± {factor * error:.{digits}f}" if len(values) > 1 else ""
+        return f"{factor * mean:.{digits}f}{shown}{sign}"
+
+
+class Cost(NamedTuple):
+    """What a comparison draws the first number of the first panel against."""
+
+    name: str  # in the metrics, or "state_bytes" or "step_ms"
+    heading: str
+    word: str  # for one that no other recipe beats in both
+    percent: bool = False
+    more_is_better: bool = False
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error over runs; no error of one."""
+    n = len(values)
+    return float(np.mean(values)), float(np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
 
 
 class Task(abc.ABC):
@@ -70,6 +86,7 @@ class Task(abc.ABC):
     config_type: ClassVar[type[Config]]
     located: ClassVar[str]  # field that says where the data are: it may differ on resuming
     compared: ClassVar[str]  # recipes, separated by commas
+    also_compared: ClassVar[tuple[str, ...]] = ()  # what "all" adds to `recipes`
     factors: ClassVar[tuple[float, ...]]  # of a recipe's learning rate: what a comparison sweeps
     # Of one configuration, or of the kind.
     steps_a_call: int
@@ -77,6 +94,10 @@ class Task(abc.ABC):
     evaluate_every: int  # steps
     milestones: tuple[int, ...] = ()  # steps after which something changes, for the pictures
     panels: Sequence[Panel]
+    costs: Sequence[Cost] = (
+        Cost("state_bytes", "bytes of optimizer state", "bytes"),
+        Cost("step_ms", "milliseconds a step", "time"),
+    )
     structure: Any  # `rules` that the optimizer was built with, or None
 
     takes_mesh: ClassVar[bool] = False  # whether its constructor takes `devices`

@@ -1,9 +1,15 @@
 """`optax-structured compare`: recipes side by side."""
 
+import importlib
 import re
 
 import pytest
 from cli_runs import IMAGES, LM, TINY, invoke, write_text
+
+from optax_structured.training.images.task import Images
+from optax_structured.training.lm.task import LanguageModel
+
+compare = importlib.import_module("optax_structured.cli.compare")  # the name is the command's
 
 ADAM_AND_GALORE = ["--recipes", "adamw,galore@keep", "--rank", "4"]
 
@@ -43,6 +49,9 @@ def test_images_sweep_strengths_and_rates_side_by_side_and_continue(tmp_path):
     }
     assert sparsity["ramda@strong"] > sparsity["ramda"] > sparsity["adamw"] == 0
     assert (out / "comparison.png").exists()
+    (out / "frontier.png").unlink()
+    code, again = invoke("compare", "--redraw", out)
+    assert code == 0 and "| ramda@strong |" in again and (out / "frontier.png").exists()
     assert len(list(out.glob("ramda@strong-*-1/metrics.csv"))) == 1
     assert "Learning rate → test error W on seed 0" in (out / "comparison.md").read_text()
 
@@ -84,16 +93,30 @@ def test_bits_side_by_side(tmp_path):
     assert (out / "adamw-8-0.001-1" / "metrics.csv").exists()
 
 
+def test_all_recipes_and_every_strength_have_a_name():
+    assert compare._names(LanguageModel, "all")[-1] == "apollo:8"
+    assert {"muon", "galore", "optax_galore"} <= set(compare._names(LanguageModel, "all"))
+    swept = {"learning_rates": None, "strengths": (1e-3, 1e-2)}
+    own = ["adamw_pruned.strengths=0.5,0.8"]
+    names = ["adamw", "ramda", "adamw_pruned"]
+    tasks, rates = compare._tasks(Images, names, own, {"epochs": 10}, swept)
+    pruned = ["adamw_pruned@0.5", "adamw_pruned@0.8"]
+    assert list(tasks) == list(rates) == ["adamw", "ramda@0.001", "ramda@0.01", *pruned]
+    assert tasks["ramda@0.01"].config.strength == 1e-2 and tasks["adamw"].config.strength == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--recipes", "ramda,sgd"], "unknown recipe 'sgd'"),
         (["--recipes", "ramda,fira"], "task images has no recipe 'fira': add --task lm"),
         (["--seeds", "a"], "--seeds takes whole numbers"),
+        (["--strengths", "a"], "--strengths takes numbers"),
+        (["--redraw", "none.json"], "none.json: no such file"),
         (["--set", "ramda.rate=1"], "expected RECIPE.NAME=VALUE"),
         (["--set", "ramda.eps=small"], "'small' is not a number"),
         (["--task", "lm", "--resume", "none"], "none holds no runs to continue: begin with --out"),
-        (["--task", "lm", "--recipes", "galore,lion"], "unknown recipe 'lion'"),
+        (["--task", "lm", "--recipes", "galore,lamb"], "unknown recipe 'lamb'"),
         (["--task", "lm", "--recipes", "adamw:x"], "after the colon come the bits of the state"),
         (["--task", "lm", "--recipes", "adamw:7"], "state_bits must be one of 32, 8, 4, got 7"),
         (["--task", "lm", "--recipes", "adam:8"], "unknown recipe 'adam'"),

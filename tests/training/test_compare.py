@@ -3,16 +3,63 @@
 import pytest
 from training_small import images, lm
 
-from optax_structured.training import compare
-from optax_structured.training.task import Column
+from optax_structured.training import compare, frontier
+from optax_structured.training.comparison import Comparison, Entry, load
+from optax_structured.training.task import Column, Cost
 
 
 def test_ends_are_means_with_standard_errors():
-    runs = [[{"x": 9.0}, {"x": x}] for x in (4.0, 5.0, 6.0)]
-    assert Column("heading", "x", percent=False).ends(runs) == "5.000 ± 0.577"
-    assert Column("heading", "x", percent=False).ends(runs[:1]) == "4.000"
-    assert Column("heading", "x", percent=True).ends([[{"x": 0.5}]]) == "50.00 %"
-    assert Column("heading", "x", percent=False).ends([*runs, []]) == "diverged"
+    values = [4.0, 5.0, 6.0]
+    assert Column("heading", "x", percent=False).ends(values) == "5.000 ± 0.577"
+    assert Column("heading", "x", percent=False).ends(values[:1]) == "4.000"
+    assert Column("heading", "x", percent=True).ends([0.5]) == "50.00 %"
+    assert Column("heading", "x", percent=False).ends([]) == "diverged"
+
+
+def entry(score, zeros, ms, **given):
+    ends = {} if score is None else {"error": [score, score], "zeros": [zeros, zeros]}
+    swept = {"0.1": score, "1": None}
+    fields = {"recipe": "ramda", "family": "proximal", "settings": "strength 1", "swept": swept}
+    fields |= {"learning_rate": 0.1, "ends": ends, "state_bytes": 8, "step_ms": [ms, ms, 2 * ms]}
+    return Entry(**{**fields, **given})
+
+
+FOUND = Comparison(
+    "a network on data",
+    "title",
+    [Column("test error", "error", percent=True)],
+    [
+        Cost("zeros", "zeros", "zeros", percent=True, more_is_better=True),
+        Cost("step_ms", "ms", "ms"),
+    ],
+    {
+        "adamw": entry(0.1, 0.0, 1.0),
+        "ramda@1": entry(0.1, 0.5, 2.0),
+        "ramda@2": entry(0.3, 0.9, 2.0),
+        "rmda": entry(0.4, 0.8, 1.0),
+        "prox_sgd": entry(None, 0.0, 1.0),
+    },
+)
+
+
+def test_the_frontier_is_what_no_other_beats_in_both():
+    zeros, ms = FOUND.costs
+    assert FOUND.frontier(zeros) == ["ramda@2", "ramda@1"]
+    assert FOUND.frontier(ms) == ["adamw"]
+    assert FOUND.entries["adamw"].of("step_ms") == (1.0, 0.0, 1.0)
+
+
+def test_a_comparison_is_kept_as_json_and_drawn_from_it(tmp_path):
+    FOUND.save(tmp_path)
+    assert load(tmp_path) == load(tmp_path / "comparison.json") == FOUND
+    rows = load(tmp_path).table().splitlines()
+    assert rows[3].split(" | ")[5:] == ["2.00", "zeros", "strength 1 |"]
+    assert "diverged | 0.1 (edge)" in rows[6]
+    frontier.draw(FOUND, tmp_path)
+    assert (tmp_path / frontier.PICTURE).read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "comparison.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not the comparison.json of a comparison"):
+        load(tmp_path)
 
 
 def test_every_recipe_has_as_many_learning_rates():
@@ -30,4 +77,5 @@ def test_a_run_that_diverged_is_the_worst():
 
 def test_paces_are_measured_in_turn():
     found = compare.step_ms({"one": lm(), "two": lm()})
-    assert found.keys() == {"one", "two"} and min(found.values()) > 0
+    assert found.keys() == {"one", "two"}
+    assert all(0 < low <= median <= high for low, median, high in found.values())

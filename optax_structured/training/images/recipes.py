@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 from optax_structured.proximal import Exact, ProximalGradient
-from optax_structured.recipes import registry
 from optax_structured.recipes.registry import ImageRun
 from optax_structured.regularizers import L1, GroupLasso, NuclearNorm
 from optax_structured.regularizers.layer_axes import DENSE_INPUTS
 from optax_structured.step_sizes import Stages
 from optax_structured.training.names import check_known
+from optax_structured.training.peers import KNOWN
 from optax_structured.training.state_bits import codec_of, made
 from optax_structured.trees import Rules, rules
 
@@ -22,7 +22,7 @@ REGULARIZERS = {
 }
 
 
-RECIPES = {name: recipe.images for name, recipe in registry.RECIPES.items() if recipe.images}
+RECIPES = {name: recipe.images for name, recipe in KNOWN.items() if recipe.images}
 
 
 def build(config: Any, learning_rate: Any, rules: Rules | None, stages: Stages) -> Any:
@@ -34,14 +34,16 @@ def build(config: Any, learning_rate: Any, rules: Rules | None, stages: Stages) 
       rules: which leaf gets which regularizer.
       stages: of the run.
     """
-    recipe = registry.RECIPES[config.recipe]
+    recipe = KNOWN[config.recipe]
     given = {"momentum" if recipe.takes("momentum") else "b1": config.momentum}
     if recipe.takes("eps"):
         given["eps"] = config.eps
     if recipe.takes("solver"):
         given["solver"] = _solver(rules)
+    if recipe.takes("stages"):
+        given["stages"] = stages
     if recipe.averages:
-        given |= {"stages": stages, "keep_point": True}
+        given["keep_point"] = True
     else:
         learning_rate = stages.decay(learning_rate)
     penalty = () if recipe.family == "plain" else (rules, config.strength)
@@ -64,7 +66,7 @@ def published(name: str, regularizer: str, last_stage: int) -> ImageRun:
     Published runs are long: c = 1 - momentum reaches 1, where W itself becomes structured, within
     the first fifth of the last stage. A shorter run starts from a c that does the same.
     """
-    chosen, recipe = find(name), registry.RECIPES[name]
+    chosen, recipe = find(name), KNOWN[name]
     if regularizer == "nuclear":
         chosen = recipe.nuclear or chosen
     if regularizer == "none":

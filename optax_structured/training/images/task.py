@@ -13,7 +13,6 @@ from rich.console import Console
 
 from optax_structured import diagnostics
 from optax_structured.proximal import prox_point
-from optax_structured.recipes.registry import RECIPES
 from optax_structured.regularizers import NuclearNorm
 from optax_structured.step_sizes import Stages
 from optax_structured.training import report
@@ -22,7 +21,8 @@ from optax_structured.training.history import Evaluation, History
 from optax_structured.training.images import data, models, plots, recipes
 from optax_structured.training.images.config import Config
 from optax_structured.training.names import counted
-from optax_structured.training.task import Panel, State, Task
+from optax_structured.training.peers import KNOWN
+from optax_structured.training.task import Cost, Panel, State, Task
 from optax_structured.transforms import skip_nonfinite
 from optax_structured.trees import named_leaves, resolve
 
@@ -54,7 +54,7 @@ class Images(Task):
         self.images = images
         self.steps_a_unit = self.evaluate_every = config.steps_per_epoch
         self.milestones = tuple(m * config.steps_per_epoch for m in config.milestones)
-        self.averages = RECIPES[config.recipe].averages
+        self.averages = KNOWN[config.recipe].averages
         self.structure = recipes.structure(config.regularizer)
         self.model = models.make(config.model, images.train.shape[1:], len(images.classes))
         self.measure, name = recipes.measure(config.regularizer)
@@ -62,6 +62,10 @@ class Images(Task):
             Panel("test error", {"error": "W", "point_error": "Ŵ"}, percent=True, log=True),
             Panel(name, {self.measure: "W", f"point_{self.measure}": "Ŵ"}, percent=True),
         ]
+        self.costs = (
+            Cost(self.measure, name, "zeros", percent=True, more_is_better=True),
+            *super().costs[1:],
+        )
         super().__init__(config, (images.train, images.train_labels))
         self._order = jax.jit(self._permutation)
         self._summary = jax.jit(self._summarise)

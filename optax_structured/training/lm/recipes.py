@@ -5,14 +5,15 @@ from typing import Any
 import optax
 
 import optax_structured as oxs
-from optax_structured.recipes import registry
+from optax_structured.recipes.registry import TextRun
 from optax_structured.training.lm.model import PLAIN
 from optax_structured.training.names import check_known
+from optax_structured.training.peers import KNOWN
 from optax_structured.training.schedule import shape_of_schedule
 from optax_structured.training.state_bits import codec_of, made
 from optax_structured.trees import Axes, Rules, rules
 
-RECIPES = {name: recipe.text for name, recipe in registry.RECIPES.items() if recipe.text}
+RECIPES = {name: recipe.text for name, recipe in KNOWN.items() if recipe.text}
 # Kernels here are (inputs, outputs), the published recipes speak of (outputs, inputs).
 _AXES = Axes(rows=-1, cols=-2)
 # Share of Trion's rate that Adam takes for embedding, head and norms.
@@ -30,7 +31,7 @@ TRANSPORTS = {"keep": "Keep", "align": "Align", "rotate": "Rotate", "reset": "Re
 PARTS = {"projector": PROJECTORS, "refresh": REFRESHES, "transport": TRANSPORTS}
 
 
-def find(name: str) -> registry.TextRun:
+def find(name: str) -> TextRun:
     """The recipe of this name, or a ValueError that lists them all."""
     check_known("recipe", name, RECIPES)
     return RECIPES[name]
@@ -71,7 +72,7 @@ def build(config: Any, peak: Any, low_rank: Rules | None) -> optax.GradientTrans
         return peak * shape(count)
 
     given: dict[str, Any] = {} if config.scale is None else {"scale": config.scale}
-    if registry.RECIPES[config.recipe].takes("adam_learning_rate"):
+    if KNOWN[config.recipe].takes("adam_learning_rate"):
         given["adam_learning_rate"] = lambda count: _ADAM_OF_TRION * rate(count)
     structured = () if low_rank is None else (low_rank,)
     codec, given["weight_decay"] = codec_of(config.state_bits), config.weight_decay

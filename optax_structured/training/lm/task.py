@@ -36,6 +36,7 @@ class LanguageModel(Task):
     name, unit, steps_a_unit, steps_a_call, takes_mesh = "lm", "step", 1, 10, True
     recipes, config_type, located = recipes.RECIPES, Config, "text"
     compared, factors = "adamw,galore,fira,apollo,dct_adamw,ldadam", (0.3, 1.0, 3.0, 10.0)
+    also_compared = ("adamw:8", "lion:8", "muon:8", "galore:8", "fira:8", "apollo:8")
     panels = (Panel("held-out perplexity", {"perplexity": "per byte"}, log=True),)
 
     def __init__(self, config: Config, text: texts.Text, devices: Devices | None = None) -> None:
