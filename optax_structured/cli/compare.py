@@ -18,7 +18,9 @@ from optax_structured.training.run import new
 from optax_structured.training.task import Task
 from optax_structured.training.tasks import TASKS, find
 
-_COMPARED = " ".join(f"For {task.name} {task.compared}." for task in TASKS.values())
+_COMPARED = " ".join(
+    f"For {task.name} {', '.join(task.compared.split(','))}." for task in TASKS.values()
+)
 
 
 @options.of_tasks(leaving_out=("seed", "learning_rate"))
@@ -27,10 +29,8 @@ def compare(
     recipes: Annotated[
         str | None,
         common.option(
-            f"Names, separated by commas. By default: {_COMPARED} all: every recipe of the task, "
-            "and what people would otherwise take. The same recipe twice: "
-            "ramda,ramda@strong (and --set ramda@strong.strength=1e-2), or, with 8 bits of state, "
-            "galore,galore:8."
+            f"Names, separated by commas. By default: {_COMPARED} Or all: every recipe of the "
+            "task, and what people would otherwise take."
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2",
@@ -38,15 +38,13 @@ def compare(
         str | None,
         common.option(
             "Swept for each recipe on the first seed, as 3e-4,1e-3; by default the recipe's own "
-            "(images), or 0.3, 1, 3 and 10 times it (lm). --set galore.learning_rates=1e-2,3e-2 "
-            "for one alone."
+            "(images), or 0.3, 1, 3 and 10 times it (lm)."
         ),
     ] = None,
     strengths: Annotated[
         str | None,
         common.option(
-            "Of the penalty, as 1e-4,1e-3: each recipe that has one runs with all of them, as "
-            "ramda@0.0001 and so on. --set prox_sgd.strengths=1e-3,1e-2 for one alone (images)."
+            "Of the penalty, as 1e-4,1e-3: each recipe that has one runs with all of them (images)."
         ),
     ] = None,
     settings: Annotated[
@@ -66,6 +64,10 @@ def compare(
     """Train several recipes from the same seeds on the same data; a table of how they end.
 
     frontier.png shows how they end against what they cost: state and time, or zeros.
+
+    galore:8 is galore with its state in 8 bits. The same recipe twice is ramda,ramda@strong with
+    --set ramda@strong.strength=1e-2. To sweep something else for one of them: --set
+    ramda.learning_rates=1e-2,3e-2, and likewise strengths.
     """
     with common.sentences() as console:
         if redraw:

@@ -9,15 +9,16 @@ from optax_structured.training.state_bits import HELP, codec_of, in_words
 from optax_structured.trees.checks import check_positive
 
 
-def option(text: str, default: Any = None, *, own: bool = False) -> Any:
+def option(text: str, default: Any = None, *, own: bool = False, said: str = "") -> Any:
     """A field that is an option of the command.
 
     Args:
       text: its line of help.
       default: None where it depends on other fields: they know it by then.
       own: whether it is a hyperparameter of a recipe, which `compare` may set for each.
+      said: the default in words, where it is too long for a narrow terminal.
     """
-    shown = "" if default in (None, False) else f"; default {default}"
+    shown = "" if default in (None, False) else f"; default {said or default}"
     return dataclasses.field(default=default, metadata={"help": f"{text}{shown}.", "own": own})
 
 

@@ -7,6 +7,7 @@ import pytest
 from cli_runs import IMAGES, LM, TINY, invoke, write_text
 
 import optax_structured as oxs
+from optax_structured.cli import app
 
 EVERY_RUN = {"config.json", "metrics.csv", "losses.npy", "training.png", "checkpoints"}
 FILES = {
@@ -197,6 +198,13 @@ def test_help_names_the_choices_by_task():
         < said.index("--width")
     )
     assert "Of the residual stream; default 128." in said
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_help_cuts_no_word(columns):
+    for command in app.registered_commands:
+        code, said = invoke(command.callback.__name__, "--help", columns=columns)
+        assert code == 0 and "…" not in said, said
 
 
 def test_the_version_is_said():

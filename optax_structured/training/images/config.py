@@ -19,7 +19,9 @@ class Config(config.Config):
     task: str = "images"
     recipe: str = "ramda"
     data: str = option(one_of(sets.NAMES), "digits")
-    data_dir: str = option("Folder of the Fashion-MNIST files", sets.FASHION_MNIST_DIR)
+    data_dir: str = option(
+        "Folder of the Fashion-MNIST files", sets.FASHION_MNIST_DIR, said="that of Debian's package"
+    )
     model: str = option(one_of(models.NAMES), "conv")
     regularizer: str = option(one_of(recipes.REGULARIZERS), "group_lasso")
     strength: float = option("Weight of the penalty; default as published", own=True)
