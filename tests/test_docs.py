@@ -10,6 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from optax_structured.training import comparison
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
     page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()
@@ -76,6 +78,14 @@ def test_the_tests_that_troubleshooting_names_exist():
     assert len(named) > 10
     for file, test in named:
         assert f"def {test}(" in (ROOT / file).read_text(), (file, test)
+
+
+def test_the_tables_of_choose_are_those_of_its_comparisons():
+    page = (ROOT / "docs" / "choose.md").read_text()
+    for path in (ROOT / "docs" / "comparisons").glob("*/comparison.json"):
+        table, _, _ = comparison.load(path).table().partition("\n\n")
+        assert table in page, path
+        assert f"](comparisons/{path.parent.name}/frontier.png)" in page
 
 
 def outputs(notebook):
