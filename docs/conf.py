@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pathlib
+import sys
 
 import optax_structured as oxs
 
@@ -10,15 +11,19 @@ project = "optax_structured"
 author = "the optax_structured developers"
 version = release = oxs.__version__
 
+sys.path.append(str(pathlib.Path(__file__).parent))
 extensions = [
+    "mathml",
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 html_theme = "furo"
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+html_css_files = ["math.css"]
 html_title = project
 root_doc = "docs/index"
 include_patterns = ["docs/**", "notebooks/*.ipynb"]

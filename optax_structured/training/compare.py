@@ -5,6 +5,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -135,7 +136,7 @@ def step_ms(tasks: Mapping[str, Task]) -> dict[str, Sequence[float]]:
     return {name: _quartiles(1e3 * np.array(found)) for name, found in seconds.items()}
 
 
-def _quartiles(values: Sequence[float]) -> list[float]:
+def _quartiles(values: Any) -> list[float]:
     return [round(float(x), 3) for x in np.quantile(values, (0.25, 0.5, 0.75))]
 
 

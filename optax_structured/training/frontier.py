@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def draw(found: Comparison, folder: pathlib.Path) -> None:
         figure.savefig(folder / PICTURE)
 
 
-def _bars(found: Comparison, cost: Cost, name: str) -> dict[str, object]:
+def _bars(found: Comparison, cost: Cost, name: str) -> dict[str, Any]:
     """The arguments of one point of `Axes.errorbar`."""
     entry = found.entries[name]
     (x, *across), (y, *along) = entry.of(cost.name), entry.of(found.judged[0].name)

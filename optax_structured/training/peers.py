@@ -63,7 +63,7 @@ def optax_galore(
 class PrunedState(NamedTuple):
     """State of `adamw_pruned`."""
 
-    count: jax.Array  # () int32: steps taken
+    step: jax.Array  # () int32: taken
     adam: Any
     alive: list[Any]  # by leaf: None, or bool that broadcasts against it, False for good
 
@@ -91,10 +91,10 @@ def adamw_pruned(
 
     def update(updates: Any, state: PrunedState, params: Any = None) -> tuple[Any, PrunedState]:
         updates, inner = adam.update(updates, state.adam, params)
-        count = state.count + 1
-        done = jnp.sum(count >= ends) / max(1, len(ends))
+        step = state.step + 1
+        done = jnp.sum(step >= ends) / max(1, len(ends))
         share = strength * (1 - (1 - done) ** 3)
-        due = jnp.any(count == ends)
+        due = jnp.any(step == ends)
 
         def cut(update: jax.Array, w: jax.Array, alive: Any) -> tuple[jax.Array, Any]:
             if alive is None:
@@ -106,7 +106,7 @@ def adamw_pruned(
         flat, tree = jax.tree.flatten(updates)
         made = [cut(*leaf) for leaf in zip(flat, jax.tree.leaves(params), state.alive, strict=True)]
         updates = jax.tree.unflatten(tree, [update for update, _ in made])
-        return updates, PrunedState(count, inner, [alive for _, alive in made])
+        return updates, PrunedState(step, inner, [alive for _, alive in made])
 
     return optax.GradientTransformation(init, update)
 

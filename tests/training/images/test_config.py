@@ -51,7 +51,10 @@ def test_milestones_and_stages():
     ("given", "sentence"),
     [
         ({"recipe": "ramd"}, "choose one of adamw, .*; did you mean 'ramda'"),
-        ({"recipe": "lion"}, "choose one of adamw, ramda, rmda, prox_sgd, prox_adam, prox_ssi, adamw_pruned$"),
+        (
+            {"recipe": "lion"},
+            "choose one of adamw, ramda, rmda, prox_sgd, prox_adam, prox_ssi, adamw_pruned$",
+        ),
         ({"regularizer": "lasso"}, "choose one of group_lasso, l1, nuclear, none"),
         ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0"),
         ({"strength": -1.0}, "strength must be a finite number of at least 0"),
