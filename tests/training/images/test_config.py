@@ -53,7 +53,7 @@ def test_milestones_and_stages():
         ({"recipe": "ramd"}, "choose one of adamw, .*; did you mean 'ramda'"),
         (
             {"recipe": "lion"},
-            "choose one of adamw, ramda, rmda, prox_sgd, prox_adam, prox_ssi, adamw_pruned$",
+            "choose one of adamw, ramda, rmda, .*, prox_ssi, adamw_pruned$",
         ),
         ({"regularizer": "lasso"}, "choose one of group_lasso, l1, nuclear, none"),
         ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0"),
@@ -64,7 +64,7 @@ def test_milestones_and_stages():
         ({"state_bits": 16}, "state_bits must be one of 32, 8, 4, got 16"),
         (
             {"recipe": "rmda", "state_bits": 4},
-            "'rmda' keeps nothing but a sum of .* one of adamw, ramda, prox_sgd, .* prox_ssi, adamw_pruned$",
+            "'rmda' keeps nothing but a sum of .* one of adamw, ramda, .* adamw_pruned$",
         ),
         ({"recipe": "rmda", "eps": 1e-6}, "'rmda' has no eps; leave --eps out"),
         ({"recipe": "adamw", "strength": 1e-3}, "would have no effect with recipe 'adamw'"),
