@@ -1,7 +1,7 @@
 """Quantiles of sizes by bisection of their bits: exact, and without sorting.
 
-Backend: all. On a CPU 14 ms instead of 211 ms for 590,000 float32 entries, and on a mesh it is sums
-of counts instead of a gather. It can go when `jnp.quantile` does not sort.
+Backend: CPUs, where it takes 14 ms instead of 211 ms for 590,000 float32 entries. It can go when
+`jnp.quantile` does not sort.
 """
 
 import jax
