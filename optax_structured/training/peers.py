@@ -44,20 +44,21 @@ def muon(learning_rate: Any, *, weight_decay: Any = 0.0) -> optax.GradientTransf
 def optax_galore(
     learning_rate: Any, low_rank: Rules, *, scale: Any = 0.25, weight_decay: Any = 0.0
 ) -> optax.GradientTransformation:
-    """The matrices that `low_rank` projects, at its rank and period."""
+    """On the matrices that `low_rank` projects, at its rank and period; AdamW for the rest.
 
-    def dimensions(params: Any) -> Any:
-        matrix = optax.contrib.GaLoreDimensionNumbers()
-        return rules((PLAIN, None), default=matrix).tree(params)
-
-    return optax.contrib.galore(
+    Apart from one another, as the state of optax's for a leaf that it leaves alone is an array of
+    no entries, which orbax does not save.
+    """
+    galore = optax.contrib.galore(
         learning_rate,
         low_rank.default.rank,
         low_rank.default.period,
         scale,
         weight_decay=weight_decay,
-        weight_dimension_numbers=dimensions,
     )
+    adamw = optax.adamw(learning_rate, weight_decay=weight_decay)
+    labels = rules((PLAIN, "plain"), default="projected").tree
+    return optax.partition({"projected": galore, "plain": adamw}, labels)
 
 
 class PrunedState(NamedTuple):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from optax_structured import diagnostics
+from optax_structured import LowRank, diagnostics
 from optax_structured.regularizers import L1, GroupLasso
 from optax_structured.regularizers.layer_axes import DENSE_INPUTS
 from optax_structured.step_sizes import Stages
@@ -43,3 +43,16 @@ def test_muon_leaves_embedding_head_and_norms_to_adam():
     state = peers.muon(1e-3).init(params)
     sizes = {x.size for x in jax.tree.leaves(state.inner_states["muon"]) if x.ndim == 2}
     assert sizes == {64}
+
+
+def test_galore_of_optax_is_given_projected_leaves_alone():
+    """What it keeps of other leaves, arrays of no entries, no checkpoint of orbax takes."""
+    params = {"embed": jnp.ones((4, 8)), "block": {"kernel": jnp.ones((8, 8))}, "norm": jnp.ones(8)}
+    optimizer = peers.optax_galore(1e-3, rules(default=LowRank(2, period=2)))
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    assert all(x.size for x in jax.tree.leaves(state)) and jax.tree.map(jnp.shape, updates)
+    assert {x.shape for x in jax.tree.leaves(state.inner_states["projected"])} == {
+        (),
+        (8, 2),
+        (2, 8),
+    }
