@@ -44,21 +44,16 @@ def muon(learning_rate: Any, *, weight_decay: Any = 0.0) -> optax.GradientTransf
 def optax_galore(
     learning_rate: Any, low_rank: Rules, *, scale: Any = 0.25, weight_decay: Any = 0.0
 ) -> optax.GradientTransformation:
-    """On the matrices that `low_rank` projects, at its rank and period; AdamW for the rest.
+    """On all matrices of attention and MLP, at the rank and period of `low_rank`; AdamW elsewhere.
 
-    Apart from one another, as the state of optax's for a leaf that it leaves alone is an array of
-    no entries, which orbax does not save.
+    Apart, since what it keeps of leaves that it does not project has no entries, and orbax refuses
+    to save that.
     """
-    galore = optax.contrib.galore(
-        learning_rate,
-        low_rank.default.rank,
-        low_rank.default.period,
-        scale,
-        weight_decay=weight_decay,
-    )
-    adamw = optax.adamw(learning_rate, weight_decay=weight_decay)
-    labels = rules((PLAIN, "plain"), default="projected").tree
-    return optax.partition({"projected": galore, "plain": adamw}, labels)
+    rank, period = low_rank.default.rank, low_rank.default.period
+    galore = optax.contrib.galore(learning_rate, rank, period, scale, weight_decay=weight_decay)
+    plain = optax.adamw(learning_rate, weight_decay=weight_decay)
+    labels = rules((PLAIN, "plain"), default="galore").tree
+    return optax.partition({"galore": galore, "plain": plain}, labels)
 
 
 class PrunedState(NamedTuple):

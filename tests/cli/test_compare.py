@@ -53,7 +53,7 @@ def test_images_sweep_strengths_and_rates_side_by_side_and_continue(tmp_path):
     code, again = invoke("compare", "--redraw", out)
     assert code == 0 and "| ramda@strong |" in again and (out / "frontier.png").exists()
     assert len(list(out.glob("ramda@strong-*-1/metrics.csv"))) == 1
-    assert "Learning rate → test error W on seed 0" in (out / "comparison.md").read_text()
+    assert "Learning rate → test error W on the first seed" in (out / "comparison.md").read_text()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from optax_structured.regularizers import L1, GroupLasso
 from optax_structured.regularizers.layer_axes import DENSE_INPUTS
 from optax_structured.step_sizes import Stages
 from optax_structured.training import peers
+from optax_structured.training.lm.model import PLAIN
 from optax_structured.trees import rules
 
 GROUPS = rules(("bias", None), default=GroupLasso(DENSE_INPUTS))
@@ -45,14 +46,11 @@ def test_muon_leaves_embedding_head_and_norms_to_adam():
     assert sizes == {64}
 
 
-def test_galore_of_optax_is_given_projected_leaves_alone():
-    """What it keeps of other leaves, arrays of no entries, no checkpoint of orbax takes."""
+def test_the_state_of_every_peer_can_be_saved():
     params = {"embed": jnp.ones((4, 8)), "block": {"kernel": jnp.ones((8, 8))}, "norm": jnp.ones(8)}
-    optimizer = peers.optax_galore(1e-3, rules(default=LowRank(2, period=2)))
-    updates, state = optimizer.update(params, optimizer.init(params), params)
-    assert all(x.size for x in jax.tree.leaves(state)) and jax.tree.map(jnp.shape, updates)
-    assert {x.shape for x in jax.tree.leaves(state.inner_states["projected"])} == {
-        (),
-        (8, 2),
-        (2, 8),
-    }
+    low_rank = rules((PLAIN, None), default=LowRank(2))
+    for name, recipe in peers.PEERS.items():
+        if recipe.text:
+            structure = (low_rank,) if recipe.family == "low_rank" else ()
+            state = jax.eval_shape(recipe.make(1e-3, *structure).init, params)
+            assert all(leaf.size for leaf in jax.tree.leaves(state)), name
