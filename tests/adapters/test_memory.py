@@ -9,7 +9,7 @@ import pytest
 
 from optax_structured.adapters import LoRA, attach, init, merge, sub
 
-DEPTH, WIDTH, BATCH = 8, 256, 16
+DEPTH, WIDTH, BATCH = 12, 256, 16
 WEIGHTS = DEPTH * WIDTH * WIDTH * 4
 
 
@@ -38,8 +38,8 @@ def test_merging_outside_a_scan_copies_the_weights_twice_and_attaching_does_not(
     outside = temporaries(lambda p, ad, x: scanned(merge(p, ad), x), params, adapter, x)
     attached = temporaries(lambda p, ad, x: scanned(attach(p, ad), x), params, adapter, x)
     assert outside >= 2 * WEIGHTS
-    # One merged layer and one gradient of it at a time, each an eighth of the weights.
-    assert attached <= 0.4 * WEIGHTS
+    # One merged layer and one gradient of it at a time, each a twelfth of the weights.
+    assert attached <= 0.3 * WEIGHTS
     # What no adapter can do without: the frozen forward pass, and the gradient of its input.
     step = jax.jit(jax.grad(scanned, argnums=1)).lower(params, x).compile()
     assert attached <= 1.1 * step.memory_analysis().temp_size_in_bytes
@@ -52,7 +52,7 @@ def test_merging_outside_a_scan_copies_the_weights_twice_and_attaching_does_not(
         layers = (params["layers"], sub(adapter, "layers"))
         return jnp.sum(jax.lax.scan(jax.checkpoint(body), x, layers)[0])
 
-    assert temporaries(inside, params, adapter, x) <= 0.4 * WEIGHTS
+    assert temporaries(inside, params, adapter, x) <= 0.3 * WEIGHTS
     for loss in (inside, lambda p, ad, x: scanned(attach(p, ad), x)):
         got = jax.grad(loss, argnums=1)(params, adapter, x)["layers/w"].b
         want = jax.grad(lambda p, ad, x: scanned(merge(p, ad), x), argnums=1)(params, adapter, x)
