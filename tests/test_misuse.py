@@ -9,6 +9,8 @@ import optax
 import pytest
 
 import optax_structured as oxs
+from optax_structured import adapters
+from optax_structured.adapters import SNELL, SNELLA, Codebook, Full, LoRA, SVFit
 from optax_structured.recipes import registry
 
 PARAMS = {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
@@ -97,7 +99,117 @@ TRANSFORMATIONS = {
     "apply_if_finite": optax.apply_if_finite(optax.identity(), 3),
 }
 
+MODEL = {"head": jnp.ones((4, 2)), "ids": jnp.ones((3, 3), jnp.int32), "bias": jnp.ones(2)}
+ADAPTERS = {
+    "lora": LoRA(2),
+    "lora-root": LoRA(2, scaling="root"),
+    "lora-svd": LoRA(2, start="svd"),
+    "svfit": SVFit(2),
+    "snell": SNELL(2),
+    "snella": SNELLA(2),
+    "codebook": Codebook(2),
+    "full": Full(),
+}
+
+
+def adapt(pattern, spec, default=None):
+    return lambda: adapters.init(
+        jax.random.key(0), MODEL, oxs.rules((pattern, spec), default=default)
+    )
+
+
+def of_another_model(spec, element, params):
+    """An adapter of `{"w": (6, 4)}`, given to other parameters."""
+
+    def thunk():
+        adapter = adapters.init(jax.random.key(0), {"w": jnp.ones((6, 4))}, spec)
+        getattr(adapters, element)(params, adapter)
+
+    return thunk
+
+
+ANOTHER = "adapters.{}: the adapter is that of another model: 'w' "
+OTHER_SHAPES = [(4, 6), (2, 6, 4), (4,)]
+
+ADAPTER_MISUSE = [
+    *(
+        (f"{n}-dead-pattern", adapt("encoder", spec), "'encoder' matches no parameter path")
+        for n, spec in ADAPTERS.items()
+    ),
+    *(
+        (
+            f"{n}-integers",
+            adapt("ids", spec),
+            "pattern 'ids' gives .* to 'ids', which is int32: only floating-point .* give it None",
+        )
+        for n, spec in ADAPTERS.items()
+    ),
+    *(
+        (f"{n}-rank", adapt("head", spec), r"rank 3 exceeds the smaller side of a \(4, 2\) matrix")
+        for n, spec in {
+            "lora": LoRA(3),
+            "lora-root": LoRA(3, scaling="root"),
+            "lora-svd": LoRA(3, start="svd"),
+            "svfit": SVFit(3),
+        }.items()
+    ),
+    *(
+        (f"{n}-bias", adapt("bias", spec), "'bias' of shape .*2,")
+        for n, spec in ADAPTERS.items()
+        if n != "full"
+    ),
+    *(
+        (
+            f"{n}-of-other-paths-{element}",
+            of_another_model(spec, element, {"v": jnp.ones((6, 4))}),
+            ANOTHER.format(element) + "is not a path of these parameters, which begin with 'v'",
+        )
+        for n, spec in ADAPTERS.items()
+        for element in ("merge", "attach", "constants", "describe")
+    ),
+    *(
+        (
+            f"{n}-of-other-shape-{i}",
+            of_another_model(spec, "merge", {"w": jnp.ones(shape)}),
+            ANOTHER.format("merge") + "has shape",
+        )
+        for n, spec in ADAPTERS.items()
+        for i, shape in enumerate(OTHER_SHAPES)
+        if (n, i) != ("svfit", 0)  # as many singular values: nothing tells the two apart
+    ),
+    ("adapter-not-one", adapt("head", 8), "takes adapters such as LoRA"),
+    ("adapter-of-nothing", adapt("head", None), "no weight can be adapted"),
+    (
+        "adapter-by-default-of-nothing",
+        lambda: adapters.init(jax.random.key(0), MODEL, LoRA(9)),
+        "no weight can be adapted.*rank 9 exceeds the smaller side",
+    ),
+    ("lora-rank-zero", lambda: LoRA(0), "at least 1"),
+    ("lora-rank-array", lambda: LoRA(jnp.ones(())), "takes a Python int"),
+    ("lora-alpha", lambda: LoRA(2, alpha=0.0), "above 0"),
+    ("lora-scaling", lambda: LoRA(2, scaling="sqrt"), "'linear' or 'root'"),
+    ("lora-start", lambda: LoRA(2, start="pissa"), "'zero' or 'svd'"),
+    ("lora-axes", lambda: LoRA(2, axes=(0, 1)), r"takes Axes\(rows=inputs, cols=outputs\)"),
+    ("svfit-nothing", lambda: SVFit(), "exactly one of rank and energy"),
+    ("svfit-both", lambda: SVFit(2, energy=0.5), "exactly one of rank and energy"),
+    ("svfit-energy", lambda: SVFit(energy=1.5), r"in \(0, 1\]"),
+    (
+        "adapters-sub",
+        lambda: adapters.sub({"w": None}, "w"),
+        "nothing lies below 'w'; the paths are w",
+    ),
+    *(
+        (
+            f"{n}-without-pairs",
+            lambda p=p: p.init(MODEL, adapt("head", Full())()),
+            f"{n} perturbs pairs of LoRA, and this adapter has none",
+        )
+        for n, p in {"GGPO": adapters.GGPO(), "MGPO": adapters.MGPO()}.items()
+    ),
+]
+
 MISUSE = [
+    *ADAPTER_MISUSE,
     *bad_numbers(regularizer=GROUPS, strength=0.1, low_rank=oxs.LowRank(2)),
     *((f"between-{n}", between(foreign), FOREIGN) for n, foreign in TRANSFORMATIONS.items()),
     *((f"before-{n}", before_the_prox(foreign), FOREIGN) for n, foreign in TRANSFORMATIONS.items()),
@@ -300,6 +412,17 @@ MISUSE = [
 def test_misuse(thunk, message):
     with pytest.raises((ValueError, TypeError), match="(?s)" + message):
         thunk()
+
+
+@pytest.mark.parametrize("element", ["merge", "attach"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_in_half_precision_warn_once_a_call(name, element):
+    params = {"w": jnp.ones((6, 4), jnp.bfloat16), "v": jnp.ones((6, 4), jnp.bfloat16)}
+    adapter = jax.eval_shape(lambda: adapters.init(jax.random.key(0), params, ADAPTERS[name]))
+    message = f"adapters.{element} rounds the sum to bfloat16 in 'v' and 1 more weights.*float32"
+    with pytest.warns(UserWarning, match=message) as seen:
+        jax.eval_shape(getattr(adapters, element), params, adapter)
+    assert len(seen) == 1
 
 
 def test_unfinished_chain_under_jit():

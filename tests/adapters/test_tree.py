@@ -148,17 +148,6 @@ def test_data_are_float32_whatever_the_weights_are():
             assert leaf.dtype == jnp.float32
 
 
-def test_merging_into_half_precision_warns_once_a_call():
-    params = {"w": normal(6, 4, dtype=jnp.bfloat16), "v": normal(6, 4, dtype=jnp.bfloat16)}
-    adapter = init(KEY, params, LoRA(2))
-    with pytest.warns(UserWarning, match="rounds the sum to bfloat16 in 'v' and 1 more") as seen:
-        merged = jax.jit(merge)(params, adapter)
-    assert len(seen) == 1
-    assert merged["w"].dtype == jnp.bfloat16
-    with pytest.warns(UserWarning, match="adapters.attach rounds the sum"):
-        attach(params, adapter)
-
-
 def test_no_retrace_and_many_adapters_at_once():
     params, traces = {"w": normal(6, 4)}, []
 
@@ -315,54 +304,9 @@ def test_description():
     assert text.endswith("beside 300 frozen")
 
 
-@pytest.mark.parametrize(
-    "table, error, message",
-    [
-        (oxs.rules(("encoder", LoRA(2)), default=None), ValueError, "matches no parameter path"),
-        (oxs.rules(("head", LoRA(3)), default=None), ValueError, "rank 3 exceeds the smaller side"),
-        (oxs.rules(("ids", LoRA(1)), default=None), TypeError, "which is int32: only floating"),
-        (oxs.rules(("head", 8), default=None), TypeError, "takes adapters such as LoRA"),
-        (oxs.rules(default=None), ValueError, "no weight can be adapted"),
-        (LoRA(9), ValueError, "no weight can be adapted"),
-    ],
-)
-def test_mistakes_at_init(table, error, message):
-    params = {"head": normal(4, 2), "ids": jnp.zeros((3, 3), jnp.int32), "bias": normal(2)}
-    with pytest.raises(error, match=message):
-        init(KEY, params, table)
-
-
-@pytest.mark.parametrize(
-    "build, message",
-    [
-        (lambda: LoRA(0), "at least 1"),
-        (lambda: LoRA(2, alpha=0.0), "above 0"),
-        (lambda: LoRA(2, scaling="sqrt"), "'linear' or 'root'"),
-        (lambda: LoRA(2, start="pissa"), "'zero' or 'svd'"),
-        (lambda: SVFit(), "exactly one of rank and energy"),
-        (lambda: SVFit(2, energy=0.5), "exactly one of rank and energy"),
-        (lambda: SVFit(energy=1.5), r"in \(0, 1\]"),
-    ],
-)
-def test_mistakes_in_a_record(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
 def test_integers_under_a_default_stay_as_they_are():
     params = {"head": normal(4, 2), "ids": jnp.zeros((3, 3), jnp.int32)}
     assert list(init(KEY, params, LoRA(2))) == ["head"]
-
-
-def test_the_adapter_of_another_model():
-    adapter = init(KEY, {"w": normal(6, 4)}, LoRA(2))
-    with pytest.raises(ValueError, match="another model: 'w' is not a path of .* 'v'"):
-        merge({"v": normal(6, 4)}, adapter)
-    for other in (normal(4, 6), normal(2, 6, 4), normal(4)):
-        with pytest.raises(ValueError, match="another model: 'w' has shape"):
-            merge({"w": other}, adapter)
-    with pytest.raises(ValueError, match="nothing lies below 'w'"):
-        sub(adapter, "w")
 
 
 def test_the_branch_refuses_what_it_cannot_do():
