@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -89,6 +90,17 @@ class Golden:
     def prose(self) -> str:
         """What the file says about layout, state and deviations."""
         return "\n".join(value for value in self.meta.values() if isinstance(value, str))
+
+    def as_matrix(self, x: np.ndarray, name: str, axes: str) -> np.ndarray:
+        """An array whose last two axes are these, by the letters that `layout` gives to its name.
+
+        A layout says `a:(r,n) b:(m,r)`; what it does not name has the axes that are wanted.
+        """
+        said = re.search(rf"\b{name}\s*[:=][^;]*?\(([^()]*)\)", self.meta.get("layout", ""))
+        letters = said[1].replace(" ", "").replace(",", "")[-2:] if said else axes
+        if set(letters) != set(axes):
+            raise ValueError(f"{self.name} says {name}:({said[1]}), and its replay knows {axes}")
+        return x if letters == axes else np.swapaxes(x, -1, -2)
 
     def settings(self) -> Settings:
         beside = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden_files import load, names
+from golden_files import Golden, load, names
 from references.exact_adam import scale_by_exact_adam
 from tolerances import FLOAT32_COUNTERS, GOLDEN
 
@@ -45,25 +45,37 @@ def words(text):
     return {name: float(value) for name, value in re.findall(r"(\w+)=([\d.]*\d(?:e-\d+)?)", text)}
 
 
-def optimizer(meta):
+def told(text, phrases):
+    """What a table has for the one of its phrases that a text contains."""
+    (value,) = [value for phrase, value in phrases.items() if phrase in text]
+    return value
+
+
+def optimizer(meta, lr):
     """Adam or SGD as the file says it."""
     kind = meta["optimizer"]
     if kind == "sgd":
-        return optax.sgd(meta["lr"])
+        return optax.sgd(lr)
     if kind == "adam":
-        told = words(meta.get("adam", ""))
+        adam = words(meta.get("adam", ""))
     else:
-        told = words(re.fullmatch(r"AdamW\(b1=mu,(.*)\)", kind)[1]) | {"b1": meta["mu"]}
-        assert told.pop("weight_decay") == 0
-    return optax.chain(scale_by_exact_adam(**told), optax.scale(-meta["lr"]))
+        adam = words(re.fullmatch(r"AdamW\(b1=mu,(.*)\)", kind)[1]) | {"b1": meta["mu"]}
+        assert adam.pop("weight_decay", 0) == 0
+    return optax.chain(scale_by_exact_adam(**adam), optax.scale(-lr))
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", names("svfit-"))
 def test_svfit(name):
     golden = load(name)
-    meta, tx = golden.meta, optimizer(golden.meta)
-    frozen = {leaf: jnp.asarray(golden.arrays[f"params0/{leaf}/w"]) for leaf in meta["leaves"]}
+    meta, said = golden.meta, golden.settings()
+    tx = optimizer(meta, said["lr"])
+    said.check_all_read()
+
+    def matrix(x):
+        return jnp.asarray(golden.as_matrix(x, "w", "mn"))
+
+    frozen = {leaf: matrix(golden.arrays[f"params0/{leaf}/w"]) for leaf in meta["leaves"]}
     first = {leaf: golden.arrays[f"params0/{leaf}/sigma"] for leaf in meta["leaves"]}
     adapter, known = {}, {}
     for leaf, sigma in first.items():
@@ -74,11 +86,11 @@ def test_svfit(name):
         assert_near(known[leaf].values, sigma, f"first values of {leaf}")
         u, s, vt = known[leaf]
         residual = frozen[leaf] - TORCH.from_matrix((u * s) @ vt, frozen[leaf].shape)
-        want = golden.arrays[f"state/residual/{leaf}"]
+        want = matrix(golden.arrays[f"state/residual/{leaf}"])
         assert_near(residual, want, f"residual of {leaf}", scale=sigma[0])
         kept, whole = np.sum(s**2), np.sum(np.asarray(frozen[leaf]) ** 2)
         assert_near(kept / whole, golden.arrays[f"state/energy/{leaf}"], f"energy of {leaf}")
-    full = {leaf: jnp.asarray(g) for leaf, g in golden.leaves("full_grads").items()}
+    full = {leaf: matrix(g) for leaf, g in golden.leaves("full_grads").items()}
 
     def step(carry, g):
         adapter, state = carry
@@ -89,33 +101,43 @@ def test_svfit(name):
         return (adapter, state), (gradient, adapter, merge(frozen, adapter, known))
 
     _, (grads, run, merged) = jax.lax.scan(step, (adapter, tx.init(adapter)), full)
-    tolerance = GOLDEN if meta["optimizer"] == "sgd" else GOLDEN
     for leaf, sigma in first.items():
         assert_near(grads[leaf].shift, golden.arrays[f"grads/{leaf}/sigma"], f"gradient of {leaf}")
         moved = sigma + run[leaf].shift
-        assert_near(moved, golden.arrays[f"params/{leaf}/sigma"], f"values of {leaf}", tolerance)
-        assert_near(merged[leaf], golden.arrays[f"state/merged/{leaf}"], leaf, tolerance)
+        assert_near(moved, golden.arrays[f"params/{leaf}/sigma"], f"values of {leaf}")
+        assert_near(merged[leaf], matrix(golden.arrays[f"state/merged/{leaf}"]), leaf)
 
 
 def pairs(golden, key):
-    meta = golden.meta
-    scale = meta["scale"]
+    scale, alpha = golden.meta["scale"], golden.meta.get("alpha")
+
+    def factor(leaf, name, axes):
+        stored = golden.arrays[f"{key}/{leaf}/{name}"]
+        return jnp.asarray(golden.as_matrix(stored, name, axes))
 
     def pair(leaf):
-        a, b = (jnp.asarray(golden.arrays[f"{key}/{leaf}/{x}"]) for x in "ab")
-        s = meta["alpha"] / a.shape[-2] if scale == "alpha/r" else scale
-        return Pair(a, b, s, TORCH)
+        a, b = factor(leaf, "a", "rn"), factor(leaf, "b", "mr")
+        rank = a.shape[-2]
+        scales = {"alpha/r": lambda: alpha / rank, "alpha/sqrt(r)": lambda: alpha / rank**0.5}
+        return Pair(a, b, scales[scale]() if isinstance(scale, str) else scale, TORCH)
 
-    return {leaf: pair(leaf) for leaf in meta["leaves"]}
+    return {leaf: pair(leaf) for leaf in golden.meta["leaves"]}
 
 
-def inputs(golden, name):
-    return {leaf: jnp.asarray(x) for leaf, x in golden.leaves(f"inputs/{name}").items()}
+def inputs(golden, name, axes=None, like=None):
+    """A stored input; as a matrix of these axes, named by the layout as `like` or itself."""
+    found = golden.leaves(f"inputs/{name}")
+    if axes:
+        found = {leaf: golden.as_matrix(x, like or name, axes) for leaf, x in found.items()}
+    return {leaf: jnp.asarray(x) for leaf, x in found.items()}
 
 
 def frozen_of(golden):
     start = golden.start
-    return {leaf: jnp.asarray(start[f"{leaf}/w0"]) for leaf in golden.meta["leaves"]}
+    return {
+        leaf: jnp.asarray(golden.as_matrix(start[f"{leaf}/w0"], "w0", "mn"))
+        for leaf in golden.meta["leaves"]
+    }
 
 
 def check_run(golden, grads, run, tolerance=GOLDEN):
@@ -137,9 +159,12 @@ class StoredNoise(GGPO):
 @pytest.mark.parametrize("name", names("lora_ggpo-"))
 def test_ggpo(name):
     golden = load(name)
-    meta, tx = golden.meta, optimizer(golden.meta)
+    meta, said = golden.meta, golden.settings()
+    tx = optimizer(meta, said["lr"])
     frozen, adapter = frozen_of(golden), pairs(golden, "params0")
-    perturbation = StoredNoise(meta["sigma"], meta["beta"], meta.get("combine", "sum"))
+    perturbation = StoredNoise(said["sigma"], said["beta"], meta.get("combine", "sum"))
+    said.pass_over("alpha", "scale")  # read by `pairs`
+    said.check_all_read()
     state = perturbation.init(frozen, adapter)
     for leaf, want in golden.leaves("state/base_mean_row_norm").items():
         assert_near(np.squeeze(state.rows[leaf].base), want, f"mean norm of {leaf}", 1e-6)
@@ -173,7 +198,7 @@ def test_ggpo(name):
         adapter = optax.apply_updates(adapter, updates)
         return (adapter, moments, state), (gradient, adapter, drawn, losses, state.rows)
 
-    batches = (inputs(golden, "x"), inputs(golden, "y"), inputs(golden, "noise"))
+    batches = (inputs(golden, "x"), inputs(golden, "y"), inputs(golden, "noise", "mn"))
     start = (adapter, tx.init(adapter), state)
     _, (grads, run, drawn, losses, rows) = jax.lax.scan(step, start, batches)
     check_run(golden, grads, run, FLOAT32_COUNTERS)
@@ -185,6 +210,8 @@ def test_ggpo(name):
             ("weight_row_norm", rows[leaf].weight),
         ):
             want = golden.arrays[f"state/{key}/{leaf}"]
+            if key == "perturbation":
+                want = golden.as_matrix(want, "noise", "mn")
             assert_near(got, want, f"{key} of {leaf}", FLOAT32_COUNTERS)
 
 
@@ -192,15 +219,21 @@ def test_ggpo(name):
 @pytest.mark.parametrize("name", names("lora_mgpo-"))
 def test_mgpo(name):
     golden = load(name)
-    meta, tx = golden.meta, optimizer(golden.meta)
+    meta, said, variant = golden.meta, golden.settings(), golden.meta["variant"]
+    tx = optimizer(meta, said["lr"])
     frozen, adapter = frozen_of(golden), pairs(golden, "params0")
-    common = {"rho": meta["rho"], "momentum": meta["mu"], "beta": meta["beta"]}
-    if "PAPER form" in meta["variant"]:
-        perturbation = MGPO(**common)
-    else:
-        (limit,) = re.findall(r"clamped at (\d+)", meta["variant"])
-        code = {"sign": -1, "space": "weights", "norm": "per_leaf"}
-        perturbation = MGPO(**common, **code, max_multiplier=float(limit))
+    limit = re.search(r"clamped at ([\d.]+)", variant)
+    perturbation = MGPO(
+        said["rho"],
+        said["mu"],
+        said["beta"],
+        sign=told(variant, {"plus sign": 1, "minus sign": -1}),
+        space=told(variant, {"factor space": "factors", "weight space": "weights"}),
+        norm=told(variant, {"global norms": "global", "per layer": "per_leaf"}),
+        max_multiplier=float(limit[1]) if limit else None,
+    )
+    said.pass_over("alpha", "scale")  # read by `pairs`
+    said.check_all_read()
 
     def loss(params, adapter, target):
         merged = merge(params, adapter)
@@ -218,26 +251,28 @@ def test_mgpo(name):
         return (adapter, moments, state), (gradient, adapter, apart, state.norm)
 
     start = (adapter, tx.init(adapter), perturbation.init(frozen, adapter))
-    _, (grads, run, apart, norm) = jax.lax.scan(step, start, inputs(golden, "target"))
+    _, (grads, run, apart, norm) = jax.lax.scan(
+        step, start, inputs(golden, "target", "mn", like="w0")
+    )
     check_run(golden, grads, run)
     in_weights, in_factors = apart
     seen = 0
     for leaf in meta["leaves"]:
         found = {
-            f"state/gbar/{leaf}": norm[leaf],
-            f"state/perturbation_w/{leaf}": in_weights[leaf],
-            f"state/perturbation/{leaf}/a": in_factors[leaf].a,
-            f"state/perturbation/{leaf}/b": in_factors[leaf].b,
+            f"state/perturbation_w/{leaf}": (in_weights[leaf], "w0", "mn"),
+            f"state/perturbation/{leaf}/a": (in_factors[leaf].a, "a", "rn"),
+            f"state/perturbation/{leaf}/b": (in_factors[leaf].b, "b", "mr"),
         }
-        for key, got in found.items():
-            if key in golden.arrays:
-                assert_near(got, golden.arrays[key], key, GOLDEN)
-                seen += 1
-    assert seen > len(meta["leaves"])
+        assert_near(norm[leaf], golden.arrays[f"state/gbar/{leaf}"], f"mean norm of {leaf}")
+        for key in found.keys() & golden.arrays:
+            got, *said_of = found[key]
+            assert_near(got, golden.as_matrix(golden.arrays[key], *said_of), key)
+            seen += 1
+    assert seen >= len(meta["leaves"])
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", [n for n in names("snell-") if "cases" in load(n).meta])
+@pytest.mark.parametrize("name", [n for n in names("snell") if "cases" in load(n).meta])
 def test_snell_merge(name):
     golden = load(name)
 
@@ -271,7 +306,7 @@ def test_snell_merge(name):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", [n for n in names("snell-") if "epochs" in load(n).meta])
+@pytest.mark.parametrize("name", [n for n in names("snell") if "epochs" in load(n).meta])
 def test_snella_allocation(name):
     golden = load(name)
     meta = golden.meta
@@ -311,7 +346,8 @@ def test_snella_allocation(name):
     sparsity, (budget, due), shares = told
     np.testing.assert_array_equal(due, golden.arrays["state/applied"])
     np.testing.assert_allclose(budget, golden.arrays["state/budget"], rtol=0, atol=1)
-    for i, layer in enumerate(layers):
+    order = sorted(layers)  # that of the shares
+    for layer in layers:
         said = meta["layers"][layer]
         units = len(layers) / (said["n_in"] * said["n_out"])  # what their loop rounds
         want = golden.arrays[f"state/sparsity/{layer}"]
@@ -319,7 +355,7 @@ def test_snella_allocation(name):
         known = golden.arrays["state/applied"]  # they keep the shares of the last allocation
         assert known.any()
         want = golden.arrays[f"state/score_share/{layer}"][known]
-        assert_near(shares[known, i], want, f"share of {layer}")
+        assert_near(shares[known, order.index(layer)], want, f"share of {layer}")
         for j, part in enumerate(("in_factors", "out_factors")):
             score = state.scores[layer]
             for key, got in (("importance", score.size), ("uncertainty", score.spread)):
@@ -363,26 +399,42 @@ def test_jlcm(name):
 @pytest.mark.parametrize("name", names("matrix_sensing-"))
 def test_matrix_sensing(name):
     golden = load(name)
-    meta = golden.meta
+    said = golden.settings()
     a, y, m = (jnp.asarray(golden.arrays[x]) for x in ("A", "y", "M"))
-    assert golden.arrays["F0"].shape[-1] == meta["k"]
+    eta, beta, due = said["eta"], said["beta"], said["switch_step"]
+    assert golden.arrays["F0"].shape[-1] == said["k"]
+    assert np.linalg.matrix_rank(m) == said["r"]
+    said.pass_over("alpha", "alpha_G")  # of the draw of the start
+    said.check_all_read()
 
     def step(carry, t, switch):
         f, g = carry
-        rebalanced = functools.partial(rebalance_factors, beta=meta["beta"])
+        rebalanced = functools.partial(rebalance_factors, beta=beta)
         f, g = jax.lax.cond(t == switch, rebalanced, lambda f, g: (f, g), f, g)
         e = jnp.einsum("mij,m->ij", a, jnp.einsum("mij,ij->m", a, f @ g.T) - y)
-        f, g = f - meta["eta"] * e @ g, g - meta["eta"] * e.T @ f
+        f, g = f - eta * e @ g, g - eta * e.T @ f
         return (f, g), (f @ g.T, jnp.linalg.norm(f @ g.T - m))
 
     start = (jnp.asarray(golden.arrays["F0"]), jnp.asarray(golden.arrays["G0"]))
     steps = jnp.arange(len(golden.arrays["err"]))
-    for switch, key in ((meta["switch_step"], "err"), (-1, "err_plain")):
+    for switch, key in ((due, "err"), (-1, "err_plain")):
+        if key not in golden.arrays:
+            continue
         _, (products, errors) = jax.lax.scan(lambda c, t, s=switch: step(c, t, s), start, steps)
-        np.testing.assert_allclose(errors, golden.arrays[key], rtol=1e-7, err_msg=key)
+        np.testing.assert_allclose(errors, golden.arrays[key], rtol=1e-7, atol=1e-12, err_msg=key)
         if key == "err":
             at = golden.arrays["product_steps"]
             assert_near(products[at], golden.arrays["product"], "product")
+
+
+def test_layouts_are_those_that_a_file_names():
+    golden = Golden("turned", {"layout": "a:(n,r) b:(T,m,r); w = both (k,n), given"}, {})
+    x = np.arange(6.0).reshape(1, 2, 3)
+    np.testing.assert_array_equal(golden.as_matrix(x, "a", "rn"), np.swapaxes(x, -1, -2))
+    for name, axes in (("b", "mr"), ("noise", "mn")):
+        assert golden.as_matrix(x, name, axes) is x
+    with pytest.raises(ValueError, match=r"turned says w:\(k,n\), and its replay knows mn"):
+        golden.as_matrix(x, "w", "mn")
 
 
 def test_a_rank_that_is_not_divided_is_an_error():

@@ -22,33 +22,43 @@ def narrow(g, t):
     return jnp.where(t == 1, g, g.astype(jnp.bfloat16).astype(g.dtype))
 
 
-def optimizer(meta):
-    solver = MinimumNorm(float(np.float32(meta["delta"])), meta["x_mode"])
+def optimizer(golden, said):
+    meta = golden.meta
+    solver = MinimumNorm(float(np.float32(said["delta"])), meta["x_mode"])
     if meta["variant"].startswith("sgd"):
-        return optax.chain(lora_pro(solver), optax.sgd(meta["lr"]))
-    adam = {key: meta[key] for key in ("b1", "b2", "eps")}
+        return optax.chain(lora_pro(solver), optax.sgd(said["lr"]))
+    adam = {key: said[key] for key in ("b1", "b2", "eps")}
     if "full-space" not in meta["variant"]:
         step = scale_by_exact_adam(**adam)
-        return optax.chain(lora_pro(solver), step, optax.scale(-meta["lr"]))
+        return optax.chain(lora_pro(solver), step, optax.scale(-said["lr"]))
     as_released = re.match("none: .* rounded to bfloat16", meta["deviation"])
     inner = scale_by_exact_adam(**adam, **({"rounded": narrow} if as_released else {}))
-    return optax.chain(lora_pro_full(inner, solver), optax.scale(-meta["lr"]))
+    return optax.chain(lora_pro_full(inner, solver), optax.scale(-said["lr"]))
 
 
-def pairs(golden, key):
+def pairs(golden, key, scale):
     """The pairs of a file, with a step axis where it has one."""
-    factors = {x: golden.leaves(key) for x in "ab"}
-    scale = golden.meta["scale"]
+    stored = golden.leaves(key)
+
+    def factor(leaf, name, axes):
+        return golden.as_matrix(stored[f"{leaf}/{name}"], name, axes)
+
     return {
-        leaf: Pair(factors["a"][f"{leaf}/a"], factors["b"][f"{leaf}/b"], scale, TORCH)
+        leaf: Pair(factor(leaf, "a", "rn"), factor(leaf, "b", "mr"), scale, TORCH)
         for leaf in golden.meta["leaves"]
     }
 
 
 def replay(golden):
-    meta, tx = golden.meta, optimizer(golden.meta)
-    amount = meta["lr"] * meta.get("weight_decay", 0.0)
-    base = {leaf: np.zeros_like(g[0]) for leaf, g in golden.leaves("full_grads").items()}
+    meta, said = golden.meta, golden.settings()
+    tx, scale = optimizer(golden, said), said["scale"]
+    amount = said["lr"] * said.get("weight_decay", 0.0)
+    said.check_all_read()
+    full = {
+        leaf: golden.as_matrix(g, "full_grads", "mn")
+        for leaf, g in golden.leaves("full_grads").items()
+    }
+    base = {leaf: np.zeros_like(g[0]) for leaf, g in full.items()}
 
     def step(carry, grads):
         adapter, state = carry
@@ -60,19 +70,29 @@ def replay(golden):
         adapter = optax.apply_updates(adapter, updates)
         return (adapter, state), adapter
 
-    start = jax.tree.map(jnp.asarray, pairs(golden, "params0"))
-    grads = jax.tree.map(jnp.asarray, pairs(golden, "grads"))
+    start = jax.tree.map(jnp.asarray, pairs(golden, "params0", scale))
+    grads = jax.tree.map(jnp.asarray, pairs(golden, "grads", scale))
     (_, state), run = jax.lax.scan(step, (start, tx.init(start)), grads)
-    for leaf, want in pairs(golden, "params").items():
+    for leaf, want in pairs(golden, "params", scale).items():
         for x in "ab":
             assert_near(getattr(run[leaf], x), getattr(want, x), f"{leaf}/{x}")
-        gradient = golden.leaves("full_grads")[leaf][1:]
-        seen = golden.meta["scale"] * np.swapaxes(want.b[:-1], -1, -2) @ gradient
-        assert_near(seen, pairs(golden, "grads")[leaf].a[1:], f"gradient of {leaf}/a")
+        seen = scale * np.swapaxes(want.b[:-1], -1, -2) @ full[leaf][1:]
+        assert_near(seen, grads[leaf].a[1:], f"gradient of {leaf}/a")
     for name, moment in (("m", "mu"), ("v", "nu")):
-        for leaf, want in golden.leaves(f"state/{name}").items():
-            got = optax.tree.get(state, moment)[leaf]
-            assert_near(np.swapaxes(got, -1, -2), want[-1], f"{name} of {leaf}")
+        for leaf, stored in golden.leaves(f"state/{name}").items():
+            got = getattr(adam_of(state), moment)[leaf]
+            want = golden.as_matrix(stored[-1], "full_grads", "mn")
+            assert_near(np.swapaxes(got, -1, -2), want, f"{name} of {leaf}")
+
+
+def adam_of(state):
+    """By its type: a leaf may have the name of one of its fields."""
+
+    def is_adam(x):
+        return isinstance(x, optax.ScaleByAdamState)
+
+    (found,) = filter(is_adam, jax.tree.leaves(state, is_leaf=is_adam))
+    return found
 
 
 def assert_near(got, want, name):
