@@ -19,7 +19,7 @@ from optax_structured.xla.by_matrix import by_matrix
 
 Orthonormalize = Literal["qr", "cholesky"]
 HIGHEST = jax.lax.Precision.HIGHEST
-_ROUNDS = 12  # of `cholesky_qr` at most; six are enough for float32
+_ROUNDS = 12  # of `cholesky_qr` at most; six are enough for float32 rows that are independent
 _BLOCK = 128  # rows of the matrices that are factorised and inverted at once
 
 
@@ -71,8 +71,8 @@ def cholesky_qr(rows: jax.Array, precision: jax.lax.Precision = HIGHEST) -> jax.
     the condition number: so that matrix is shifted until it is near the identity, and a round in
     which it cannot be factorised all the same is repeated with a larger shift. Each round divides
     the condition number by a hundred or more: two are enough for a warm basis, six for float32 rows
-    of any condition. A row of zeros, or what becomes one because the rows before explain it to the
-    last bit, becomes a row of fixed numbers, and then what the others leave of it.
+    of any condition. A row of zeros becomes a row of fixed numbers, and then what the others leave
+    of it; so does, after those rounds, a row that the rows before it still explain.
 
     All of it is in the program once, in the body of the loop: compilers take seconds for each
     product of this precision.
@@ -98,21 +98,25 @@ def cholesky_qr(rows: jax.Array, precision: jax.lax.Precision = HIGHEST) -> jax.
         rows = scaled(rows)
         gram = product(rows, rows, precision, transpose_b=True)
         # Rows are of norm 1, as products in three passes of bfloat16 do not find.
-        gram = jnp.where(eye == 1, eye, gram)
-        done = ~(jnp.max(jnp.abs(gram - eye), (-2, -1), keepdims=True) > 32 * eps)  # NaN, too
-        rows, shift = jax.lax.cond(jnp.all(done), kept, divided, rows, shift, gram, done)
+        angles = jnp.where(eye == 1, 0, gram)
+        done = ~(jnp.max(jnp.abs(angles), (-2, -1), keepdims=True) > 32 * eps)  # NaN, too
+        late = turn >= _ROUNDS // 2
+        rows, shift = jax.lax.cond(jnp.all(done), kept, divided, rows, shift, gram, done, late)
         return turn + 1, rows, shift, done
 
     def kept(rows: jax.Array, shift: jax.Array, *_: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rows, shift
 
     def divided(
-        rows: jax.Array, shift: jax.Array, gram: jax.Array, done: jax.Array
+        rows: jax.Array, shift: jax.Array, gram: jax.Array, done: jax.Array, late: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         near = jnp.sum((gram - eye) ** 2, (-2, -1), keepdims=True) < 0.25
         shifted = gram + jnp.where(near, 0, shift) * eye
         inverse = by_matrix(functools.partial(_inverse_factor, precision), shifted)
         new = like(product(inverse, rows, precision), rows)
+        # One over the share of a row that those before it do not explain.
+        factor = jnp.sum(jnp.where(eye == 1, inverse, 0), -1, keepdims=True)
+        new = jnp.where(late & (factor > 10), spare, new)
         failed = ~jnp.isfinite(jnp.sum(new, (-2, -1), keepdims=True))
         return jnp.where(failed | done, rows, new), jnp.where(failed, 100 * shift, shift)
 
