@@ -293,7 +293,7 @@ CASES = (
     Case("monitored_sgd", monitored_sgd, {**RATE, "decay": 0.5}, short=True),
     Case("ponos", on_a_bowl(ponos), PONOS, coupled=True, searches=True),
     Case("adagrad_norm", adagrad_norm, {**RATE, "eps": 1e-3}, coupled=True),
-    Case("geometric", geometric, {**RATE, "decay": 0.9}, coupled=True),
+    Case("geometric", geometric, {**RATE, "decay": 0.97}, coupled=True),
     Case("storm", on_a_bowl(storm), {**RATE, "beta": 0.3}),
     Case("scale_by_batch_size", on_a_bowl(for_any_batch), RATE),
     Case("gns", on_a_bowl(newton), NEWTON, coupled=True, searches=True),

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+# Leaves of the language model that stay full rank: the others are matrices of attention or the MLP.
+PLAIN = r"embed|head|norm"
+
 
 def one_of(names: Iterable[str]) -> str:
     """The choices, for a line of help."""

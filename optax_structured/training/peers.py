@@ -12,7 +12,7 @@ from optax_structured.recipes.registry import RECIPES, ImageRun, Recipe, TextRun
 from optax_structured.regularizers import GroupLasso
 from optax_structured.regularizers.layer_axes import DENSE_INPUTS
 from optax_structured.step_sizes import Stages
-from optax_structured.training.lm.model import PLAIN
+from optax_structured.training.names import PLAIN
 from optax_structured.trees import Rules, resolve, rules
 from optax_structured.trees.checks import check_fraction
 
@@ -65,15 +65,22 @@ class PrunedState(NamedTuple):
 
 
 def adamw_pruned(
-    learning_rate: Any, groups: Rules, strength: float, *, stages: Stages, b1: float, eps: float
+    learning_rate: Any,
+    groups: Rules | None,
+    strength: float,
+    *,
+    stages: Stages,
+    b1: float,
+    eps: float,
 ) -> optax.GradientTransformation:
     """AdamW with gradual magnitude pruning of groups.
 
     At the end of each stage the groups of smallest norm of each leaf become zero for good, a share
     of `strength` of them at the last one and, before it, one that rises along a cubic.
     """
-    if groups.default != GroupLasso(DENSE_INPUTS):
-        raise ValueError(f"adamw_pruned prunes inputs of layers, not {groups.default!r}")
+    default = None if groups is None else groups.default
+    if groups is None or default != GroupLasso(DENSE_INPUTS):
+        raise ValueError(f"adamw_pruned prunes inputs of layers, not {default!r}")
     check_fraction("strength", strength)
     adam = optax.adamw(learning_rate, b1, eps=eps, weight_decay=0.0)
     ends = jnp.array(stages.milestones, jnp.int32)

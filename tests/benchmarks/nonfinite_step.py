@@ -12,7 +12,8 @@ import optax
 from timing import Turns, timed
 
 import optax_structured as oxs
-from optax_structured.training.lm.model import PLAIN, Functional
+from optax_structured.training.lm.model import Functional
+from optax_structured.training.names import PLAIN
 
 BATCH, SEQUENCE = 8, 128
 LOW_RANK = oxs.rules((PLAIN, None), default=oxs.LowRank(64, period=50))

@@ -13,7 +13,8 @@ from nonfinite_step import LOW_RANK, OPTIMIZERS, Step
 from timing import Turns
 
 import optax_structured as oxs
-from optax_structured.training.lm.model import PLAIN, Functional
+from optax_structured.training.lm.model import Functional
+from optax_structured.training.names import PLAIN
 
 GROUPS = oxs.rules((PLAIN, None), default=oxs.GroupLasso(-2))
 STAGGERED = oxs.LowRank(64, period=50, refresh=oxs.Staggered())

@@ -19,8 +19,8 @@ from optax_structured.training import devices
 from optax_structured.training.checkpoint import Checkpoints
 from optax_structured.training.lm import text
 from optax_structured.training.lm.config import Config
-from optax_structured.training.lm.model import PLAIN
 from optax_structured.training.lm.task import LanguageModel
+from optax_structured.training.names import PLAIN
 from optax_structured.training.task import State
 
 CALLS, STEPS = 3, 4  # of a run

@@ -38,21 +38,22 @@ def train(optimizer, steps, params=None, state=None):
     def step(carry, _):
         params, state = carry
         updates, state = optimizer.update(jax.tree.map(jnp.subtract, params, LEAVES), state, params)
-        return (optax.apply_updates(params, updates), state), found(state).strength
+        last = found(state)
+        return (optax.apply_updates(params, updates), state), (last.strength, last.zeros)
 
     run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps))
-    (params, state), strengths = run((params, state))
-    return params, state, strengths
+    (params, state), (strengths, zeros) = run((params, state))
+    return params, state, strengths, zeros
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_strength_goes_to_where_the_share_is_zero(name):
     target = oxs.TargetSparsity(0.75, start=1e-3)
-    params, state, strengths = train(OPTIMIZERS[name](target), 3000)
-    last = found(state)
-    assert abs(float(last.zeros) - 0.75) < 0.06, last
-    assert 25 < last.strength < 32  # of 40 sizes the ten above 30 are left
+    params, state, strengths, zeros = train(OPTIMIZERS[name](target), 3000)
+    # Steps of `rmda` differ by some groups, and which of them is the last hangs on rounding.
+    assert abs(float(jnp.mean(zeros[-200:])) - 0.75) < 0.06
+    assert 25 < strengths[-1] < 32  # of 40 sizes the ten above 30 are left
     assert abs(float(strengths[-1] / strengths[-200]) - 1) < 0.02  # it has settled
     if name != "ramda":  # of which the prox point has the zeros
         dead = [jnp.mean(x == 0.0) for x in jax.tree.leaves(params)]
@@ -63,7 +64,7 @@ def test_the_strength_goes_to_where_the_share_is_zero(name):
 def test_it_goes_on_through_restarts_and_checkpoints():
     target = oxs.TargetSparsity(0.5, start=1e-3)
     restarted = oxs.restart_at(OPTIMIZERS["ramda"](target), (50,))
-    params, state, strengths = train(restarted, 100)
+    params, state, strengths, _ = train(restarted, 100)
     steps = jnp.abs(jnp.diff(jnp.log(strengths)))
     assert strengths[0] == jnp.float32(1e-3) and jnp.max(steps) <= 0.1
     assert strengths[60] > strengths[49] > 2 * strengths[0]
@@ -74,17 +75,17 @@ def test_it_goes_on_through_restarts_and_checkpoints():
 
 def test_a_plain_number_has_the_same_state_and_takes_over():
     found_one = OPTIMIZERS["prox_sgd"](oxs.TargetSparsity(0.5, gain=0.05))
-    params, state, strengths = train(found_one, 300)
+    params, state, strengths, _ = train(found_one, 300)
     plain = OPTIMIZERS["prox_sgd"](float(strengths[-1]))
     assert jax.tree.structure(plain.init(params)) == jax.tree.structure(state)
-    _, state, later = train(plain, 10, params, state)
+    _, state, later, _ = train(plain, 10, params, state)
     np.testing.assert_allclose(later, strengths[-1])
 
 
 def test_hyperparameters_are_injected_around_it():
     make = optax.inject_hyperparams(oxs.ramda)
     optimizer = make(lambda count: 1.0 + 0 * count, RULES, oxs.TargetSparsity(0.5), momentum=0.5)
-    _, state, strengths = train(optimizer, 20)
+    _, state, strengths, _ = train(optimizer, 20)
     assert "strength" not in state.hyperparams and strengths[-1] > strengths[0]
     plain = oxs.ramda(1.0, RULES, oxs.TargetSparsity(0.5), momentum=0.5)
     np.testing.assert_allclose(strengths, train(plain, 20)[2], rtol=1e-5)

@@ -9,7 +9,7 @@ from optax_structured.regularizers import L1, GroupLasso
 from optax_structured.regularizers.layer_axes import DENSE_INPUTS
 from optax_structured.step_sizes import Stages
 from optax_structured.training import peers
-from optax_structured.training.lm.model import PLAIN
+from optax_structured.training.names import PLAIN
 from optax_structured.trees import rules
 
 GROUPS = rules(("bias", None), default=GroupLasso(DENSE_INPUTS))

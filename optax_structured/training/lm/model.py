@@ -8,9 +8,6 @@ from flax import nnx
 
 from optax_structured.training.lm.text import BYTES
 
-# What stays full rank; every other leaf is a matrix of attention or of the MLP.
-PLAIN = r"embed|head|norm"
-
 
 def mlp_width(width: int) -> int:
     """8/3 of the width, up to a multiple of 8: as many parameters as an MLP of 4 without a gate."""

@@ -6,8 +6,7 @@ import optax
 
 import optax_structured as oxs
 from optax_structured.recipes.registry import TextRun
-from optax_structured.training.lm.model import PLAIN
-from optax_structured.training.names import check_known
+from optax_structured.training.names import PLAIN, check_known
 from optax_structured.training.peers import KNOWN
 from optax_structured.training.schedule import shape_of_schedule
 from optax_structured.training.state_bits import codec_of, made

@@ -107,7 +107,7 @@ def test_folders_that_are_no_runs(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("regularizer", recipes.REGULARIZERS)
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name in RECIPES])
 def test_every_recipe_takes_a_step_with_every_regularizer(name, regularizer):
     structure = recipes.structure(regularizer)
     chosen = make(recipe=name, regularizer=regularizer)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tolerances import reordered
 
+from optax_structured.training import names
 from optax_structured.training.lm import model
 from optax_structured.trees import named_leaves
 
@@ -29,7 +30,7 @@ def test_a_byte_is_predicted_from_those_before_it_alone(stacked):
 def test_exactly_the_matrices_of_attention_and_mlp_are_for_low_rank(stacked):
     network = model.Functional(16, 3, 2, stacked)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    chosen = {path: leaf for path, leaf in named_leaves(params) if not re.search(model.PLAIN, path)}
+    chosen = {path: leaf for path, leaf in named_leaves(params) if not re.search(names.PLAIN, path)}
     kinds = ("query", "key", "value", "out", "gate", "up", "down")
     assert len(chosen) == len(kinds) * (1 if stacked else 3)
     assert {path.split("/")[-2] for path in chosen} == set(kinds)
