@@ -68,6 +68,12 @@ class Comparison(NamedTuple):
         """Those of which no run diverged."""
         return {name: entry for name, entry in self.entries.items() if entry.ends}
 
+    @property
+    def fair_costs(self) -> list[Cost]:
+        """Without times that were not measured in turn: some of them another load has slowed."""
+        in_turn = all(entry.in_turn for entry in self.entries.values())
+        return [cost for cost in self.costs if in_turn or cost.name != "step_ms"]
+
     def frontier(self, cost: Cost) -> list[str]:
         """Names of those that no other beats in both the score and this cost, by rising cost."""
         sign = -1 if cost.more_is_better else 1
@@ -82,8 +88,9 @@ class Comparison(NamedTuple):
 
     def table(self) -> str:
         """As markdown; with the sweeps, if there was one."""
-        reference = self.entries["adamw"].step_ms[1] if "adamw" in self.entries else None
-        fronts = {cost: self.frontier(cost) for cost in self.costs}
+        fronts = {cost: self.frontier(cost) for cost in self.fair_costs}
+        timed = "adamw" in self.entries and any(cost.name == "step_ms" for cost in fronts)
+        reference = self.entries["adamw"].step_ms[1] if timed else None
         costs = ("learning rate", "state bytes", "step, ms", "of adamw's")
         headings = [*(column.heading for column in self.judged), *costs]
         lines = [

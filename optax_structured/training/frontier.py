@@ -34,10 +34,10 @@ def draw(found: Comparison, folder: pathlib.Path) -> None:
     for name in found.whole:
         curves.setdefault(name.partition("@")[0], []).append(name)
     with matplotlib.rc_context(STYLE):
-        count = len(found.costs)
+        count = len(found.fair_costs)
         figure = figure_of(found.title, 4.6 * count + 2.6, max(4.6, 1.0 + 0.22 * len(ranked)))
         *axes, beside = figure.subplots(1, count + 1, width_ratios=[1] * count + [0.5])
-        for ax, cost in zip(axes, found.costs, strict=True):
+        for ax, cost in zip(axes, found.fair_costs, strict=True):
             front = [found.entries[name] for name in found.frontier(cost)]
             points = [(e.of(cost.name)[0], e.of(score.name)[0]) for e in front]
             ax.plot(*zip(*points, strict=True), color=INK, lw=0.9, ls="--", zorder=1)

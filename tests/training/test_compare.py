@@ -20,7 +20,13 @@ def entry(score, zeros, ms, **given):
     ends = {} if score is None else {"error": [score, score], "zeros": [zeros, zeros]}
     swept = {"0.1": score, "1": None}
     fields = {"recipe": "ramda", "family": "proximal", "settings": "strength 1", "swept": swept}
-    fields |= {"learning_rate": 0.1, "ends": ends, "state_bytes": 8, "step_ms": [ms, ms, 2 * ms]}
+    fields |= {
+        "in_turn": True,
+        "learning_rate": 0.1,
+        "ends": ends,
+        "state_bytes": 8,
+        "step_ms": [ms, ms, 2 * ms],
+    }
     return Entry(**{**fields, **given})
 
 
@@ -47,6 +53,12 @@ def test_the_frontier_is_what_no_other_beats_in_both():
     assert FOUND.frontier(zeros) == ["ramda@2", "ramda@1"]
     assert FOUND.frontier(ms) == ["adamw"]
     assert FOUND.entries["adamw"].of("step_ms") == (1.0, 0.0, 1.0)
+
+
+def test_times_that_were_not_measured_in_turn_are_not_compared():
+    late = FOUND._replace(entries={**FOUND.entries, "late": entry(0.1, 0.0, 9.0, in_turn=False)})
+    assert [cost.name for cost in late.fair_costs] == ["zeros"]
+    assert "2.00" not in late.table()
 
 
 def test_a_comparison_is_kept_as_json_and_drawn_from_it(tmp_path):
