@@ -89,8 +89,8 @@ class Comparison(NamedTuple):
     def table(self) -> str:
         """As markdown; with the sweeps, if there was one."""
         fronts = {cost: self.frontier(cost) for cost in self.fair_costs}
-        timed = "adamw" in self.entries and any(cost.name == "step_ms" for cost in fronts)
-        reference = self.entries["adamw"].step_ms[1] if timed else None
+        timed = any(cost.name == "step_ms" for cost in fronts)
+        reference = self.entries["adamw"].step_ms[1] if timed and "adamw" in self.entries else None
         costs = ("learning rate", "state bytes", "step, ms", "of adamw's")
         headings = [*(column.heading for column in self.judged), *costs]
         lines = [
@@ -103,7 +103,7 @@ class Comparison(NamedTuple):
                 *(column.ends(entry.ends.get(column.name)) for column in self.judged),
                 f"{entry.learning_rate:g}{' (edge)' if entry.at_edge else ''}",
                 f"{entry.state_bytes:,}",
-                f"{ms:.1f}",
+                f"{ms:.1f}" if timed else "",
                 "" if reference is None else f"{ms / reference:.2f}",
                 ", ".join(cost.word for cost, names in fronts.items() if name in names),
             ]
