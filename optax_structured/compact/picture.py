@@ -8,7 +8,7 @@ _ALL, _ALIVE = "#efe6d2", "#12525e"
 
 
 def draw(report: Report) -> Any:
-    """Draws a report as one bar a leaf, as long as its parameters, with what is alive in dark.
+    """Draws a report as one bar per leaf, as long as its parameters, with what is alive in dark.
 
     Args:
       report: of `compact`.

@@ -51,7 +51,7 @@ class Report:
       flops: of one call on the example inputs, as XLA counts them, every step of a `lax.scan`;
         None where it does not count.
       constants: numbers that the smaller program holds for constants that were added up.
-      layers: one entry a leaf.
+      layers: one entry per leaf.
       stuck: dead slices whose unit is still there, and why.
       unknown: primitives without a rule, which keep everything, and how often they are used.
       seconds: of one call, the fastest of ten; None where it was not measured.
