@@ -47,7 +47,7 @@ def leaf_by_leaf(
     structure: Any
     outputs, structure = jax.tree.flatten(program.shapes)
     made: list[Any] = [None] * len(outputs)
-    for turns in together([x.size for x in gradients]):
+    for turns in together([jnp.size(x) for x in gradients]):
         mine = [i for i, owner in enumerate(plan.owners) if owner in turns]
         found = program.run([*turns, *(count + i for i in mine)])
         made[turns.start : turns.stop] = (new_if(usable, x) for x in found[: len(turns)])
