@@ -78,9 +78,8 @@ def adamw_pruned(
     At the end of each stage the groups of smallest norm of each leaf become zero for good, a share
     of `strength` of them at the last one and, before it, one that rises along a cubic.
     """
-    default = None if groups is None else groups.default
-    if groups is None or default != GroupLasso(DENSE_INPUTS):
-        raise ValueError(f"adamw_pruned prunes inputs of layers, not {default!r}")
+    if groups is None or groups.default != GroupLasso(DENSE_INPUTS):
+        raise ValueError(f"adamw_pruned prunes inputs of layers, not {groups and groups.default!r}")
     check_fraction("strength", strength)
     adam = optax.adamw(learning_rate, b1, eps=eps, weight_decay=0.0)
     ends = jnp.array(stages.milestones, jnp.int32)

@@ -12,7 +12,6 @@ from optax_structured.training.images import data, models
 from optax_structured.training.names import counted
 from optax_structured.trees import Axes
 
-PRETRAIN_EPOCHS = 20
 _KNOWN, _BATCH, _SHAPE = 5, 32, (8, 8, 1)
 _MODEL = models.make("conv", _SHAPE, _KNOWN)
 
