@@ -22,6 +22,7 @@ from optax_structured.training.lm import text as texts
 from optax_structured.training.lm.config import Config
 from optax_structured.training.lm.model import Functional
 from optax_structured.training.names import counted
+from optax_structured.training.peers import PEERS
 from optax_structured.training.task import Panel, State, Task
 
 STATE = "state.csv"
@@ -92,7 +93,7 @@ class LanguageModel(Task):
             "perplexity": math.exp(loss),
             "bits_per_byte": loss / math.log(2),
         }
-        if self.structure is None:
+        if self.structure is None or self.config.recipe in PEERS:  # no subspaces that we know
             return Evaluation(row)
         found = self._probe(state, self.gradient(state.params, step))
         return Evaluation(row, probes.rows(jax.device_get(found), step))
