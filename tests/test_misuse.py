@@ -2,6 +2,7 @@
 
 import functools
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -123,13 +124,18 @@ def of_another_model(spec, element, params):
 
     def thunk():
         adapter = adapters.init(jax.random.key(0), {"w": jnp.ones((6, 4))}, spec)
-        getattr(adapters, element)(params, adapter)
+        if element != "load":
+            return getattr(adapters, element)(params, adapter)
+        with tempfile.TemporaryDirectory() as folder:
+            adapters.export(f"{folder}/adapter.safetensors", adapter)
+            return adapters.load(f"{folder}/adapter.safetensors", params)
 
     return thunk
 
 
 ANOTHER = "adapters.{}: the adapter is that of another model: 'w' "
 OTHER_SHAPES = [(4, 6), (2, 6, 4), (4,)]
+AT = ("merge", "attach", "constants", "describe", "load")
 
 ADAPTER_MISUSE = [
     *(
@@ -165,17 +171,22 @@ ADAPTER_MISUSE = [
             ANOTHER.format(element) + "is not a path of these parameters, which begin with 'v'",
         )
         for n, spec in ADAPTERS.items()
-        for element in ("merge", "attach", "constants", "describe")
+        for element in AT
     ),
     *(
         (
-            f"{n}-of-other-shape-{i}",
-            of_another_model(spec, "merge", {"w": jnp.ones(shape)}),
-            ANOTHER.format("merge") + "has shape",
+            f"{n}-of-other-shape-{i}-{element}",
+            of_another_model(spec, element, {"w": jnp.ones(shape)}),
+            ANOTHER.format(element) + r"has shape .*, and its \w+ was made for \(6, 4\)",
         )
         for n, spec in ADAPTERS.items()
         for i, shape in enumerate(OTHER_SHAPES)
-        if (n, i) != ("svfit", 0)  # as many singular values: nothing tells the two apart
+        for element in (AT if i == 0 else ("merge",))
+    ),
+    (
+        "adapter-of-floats-for-integers",
+        of_another_model(Full(), "merge", {"w": jnp.ones((6, 4), jnp.int32)}),
+        ANOTHER.format("merge") + "is int32, and only floating-point weights are adapted",
     ),
     ("adapter-not-one", adapt("head", 8), "takes adapters such as LoRA"),
     ("adapter-of-nothing", adapt("head", None), "no weight can be adapted"),

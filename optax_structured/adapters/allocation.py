@@ -93,8 +93,8 @@ class SparsityAllocator:
         kernels = _kernels(adapter)
 
         def score(kernel: Kernel) -> Importance:
-            zeros = jax.tree.map(jnp.zeros_like, (kernel.inputs, kernel.outputs))
-            return Importance(zeros, zeros)
+            factors = (kernel.inputs, kernel.outputs)
+            return Importance(*(jax.tree.map(jnp.zeros_like, factors) for _ in range(2)))
 
         first = {p: jnp.full(_batch(k), self.initial, k.inputs.dtype) for p, k in kernels.items()}
         return AllocatorState({path: score(k) for path, k in kernels.items()}, first)

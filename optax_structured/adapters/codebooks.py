@@ -15,14 +15,20 @@ from optax_structured.adapters.codebook_weight import (
     footprint_bits,
     spacing,
 )
-from optax_structured.adapters.nodes import Adapter, Node, check_axes, check_matrix, from_the_end
+from optax_structured.adapters.nodes import (
+    Adapter,
+    MatrixNode,
+    check_axes,
+    check_matrix,
+    from_the_end,
+)
 from optax_structured.trees import Axes
 from optax_structured.trees.precision import wide_dtype
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Codes(Node):
+class Codes(MatrixNode):
     """The trained data of `Codebook` for one matrix.
 
     Args:
@@ -41,10 +47,9 @@ class Codes(Node):
     spec: "Codebook" = dataclasses.field(metadata={"static": True})
     axes: Axes = dataclasses.field(default=Axes(), metadata={"static": True})  # noqa: RUF009
 
-    def fits(self, weight: Any) -> bool:
-        if len(weight.shape) < 2:
-            return False
-        return self.axes.matrix_shape(weight.shape) == self.logits.shape[1::-1]
+    @property
+    def made_for(self) -> tuple[int, ...]:
+        return self.logits.shape[1::-1]
 
     def constant(self, weight: jax.Array) -> jax.Array:
         return jnp.asarray(self.spec.groups_of(weight, self.axes))

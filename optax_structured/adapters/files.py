@@ -119,6 +119,8 @@ def _restored(path: str, entry: Mapping[str, Any], arrays: Mapping[str, Any]) ->
     kind, static = _KINDS[entry["kind"]], dict(entry["static"])
     if "axes" in static:
         static["axes"] = _axes(static["axes"])
+    if "sides" in static:
+        static["sides"] = tuple(static["sides"])
     if "spec" in static:
         spec = dict(static["spec"])
         static["spec"] = Codebook(**{**spec, "axes": _axes(spec["axes"])})

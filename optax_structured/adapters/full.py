@@ -28,8 +28,9 @@ class Delta(Node):
 
     x: Any
 
-    def fits(self, weight: Any) -> bool:
-        return self.x.shape == weight.shape
+    @property
+    def made_for(self) -> tuple[int, ...]:
+        return self.x.shape
 
     def merged(self, weight: jax.Array, constant: None) -> jax.Array:
         return at_least_float32(weight) + self.x

@@ -93,8 +93,8 @@ class GGPO(Perturbation):
         def rows(path: str, pair: Any) -> RowNorms:
             matrix = jnp.swapaxes(pair.axes.to_matrix(at_least_float32(leaves[path])), -1, -2)
             norms = _row_norms(matrix)
-            zeros = jnp.zeros_like(norms)
-            return RowNorms(jnp.mean(norms, axis=-2, keepdims=True), zeros, zeros)
+            mean = jnp.mean(norms, axis=-2, keepdims=True)
+            return RowNorms(mean, jnp.zeros_like(norms), jnp.zeros_like(norms))
 
         found = {path: rows(path, pair) for path, pair in pairs_of("GGPO", adapter).items()}
         return GGPOState(found, jax.random.key(self.seed), jnp.zeros((), jnp.int32))

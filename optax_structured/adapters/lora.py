@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from optax_structured.adapters.nodes import (
     Adapter,
-    Node,
+    MatrixNode,
     check_axes,
     check_matrix,
     check_rank,
@@ -35,7 +35,7 @@ class StartFactors(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Pair(Node):
+class Pair(MatrixNode):
     r"""Two factors of the update of one weight, as in `lora_A` and `lora_B`.
 
     .. math:: W = W_0 + s\, b a \quad (\text{outputs} \times \text{inputs})
@@ -70,15 +70,10 @@ class Pair(Node):
         r"""s b a, (\*batch, outputs, inputs)."""
         return self.scale * placement.product(self.b, self.a)
 
-    def fits(self, weight: Any) -> bool:
-        if len(weight.shape) < 2:
-            return False
-        batch, inputs, outputs = matrix_of(self.axes, weight.shape)
-        return self.a.shape == (*batch, self.rank, inputs) and self.b.shape == (
-            *batch,
-            outputs,
-            self.rank,
-        )
+    @property
+    def made_for(self) -> tuple[int, ...]:
+        *batch, _, inputs = self.a.shape
+        return (*batch, inputs, self.b.shape[-2])
 
     def constant(self, weight: jax.Array) -> StartFactors | None:
         return leading_factors(weight, self.axes, self.start, self.scale) if self.start else None

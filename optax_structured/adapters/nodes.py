@@ -33,13 +33,30 @@ class Node(abc.ABC):
     def merged(self, weight: jax.Array, constant: Any) -> jax.Array:
         """The adapted weight, in float32 at least."""
 
+    @property
     @abc.abstractmethod
+    def made_for(self) -> tuple[int, ...]:
+        """The shape of that weight; of a `MatrixNode`, as matrices."""
+
     def fits(self, weight: Any) -> bool:
         """Whether this node was made for a weight of this shape."""
+        return weight.shape == self.made_for
 
     def constant(self, weight: jax.Array) -> Any:
         """What is read off the weight and not trained; None for nothing."""
         return None
+
+
+class MatrixNode(Node):
+    r"""A node for a weight that is seen as matrices (\*batch, inputs, outputs)."""
+
+    axes: Axes  # of the weight
+
+    def fits(self, weight: Any) -> bool:
+        try:
+            return self.axes.matrix_shape(weight.shape) == self.made_for
+        except ValueError:  # it has no such axes
+            return False
 
 
 def is_node(x: Any) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from optax_structured.adapters.nodes import (
     Adapter,
-    Node,
+    MatrixNode,
     check_axes,
     check_matrix,
     check_rank,
@@ -26,7 +26,7 @@ Rule = Literal["hard", "soft"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Kernel(Node):
+class Kernel(MatrixNode):
     r"""The trained data of `SNELL` and `SNELLA` for one weight.
 
     Args:
@@ -47,15 +47,10 @@ class Kernel(Node):
     rule: Rule = dataclasses.field(default="hard", metadata={"static": True})
     axes: Axes = dataclasses.field(default=Axes(), metadata={"static": True})  # noqa: RUF009
 
-    def fits(self, weight: Any) -> bool:
-        if len(weight.shape) < 2:
-            return False
-        batch, inputs, outputs = matrix_of(self.axes, weight.shape)
-        return (*self.inputs.shape[:-3], self.inputs.shape[-2], self.outputs.shape[-2]) == (
-            *batch,
-            inputs,
-            outputs,
-        )
+    @property
+    def made_for(self) -> tuple[int, ...]:
+        *batch, _, inputs, _ = self.inputs.shape
+        return (*batch, inputs, self.outputs.shape[-2])
 
     def constant(self, weight: jax.Array) -> jax.Array | None:
         if self.sparsity is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from optax_structured.adapters.nodes import (
     Adapter,
-    Node,
+    MatrixNode,
     check_axes,
     check_matrix,
     check_rank,
@@ -33,7 +33,7 @@ class Triplets(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Spectrum(Node):
+class Spectrum(MatrixNode):
     r"""How far the leading singular values of one weight have moved.
 
     .. math:: W = W_0 + U_r \operatorname{diag}(d) V_r^\top \quad\text{or}\quad
@@ -41,6 +41,7 @@ class Spectrum(Node):
 
     Args:
       shift: d, (\*batch, r); zero at the start, so that it is exactly the pretrained weight.
+      sides: inputs and outputs of the weight, which d does not tell.
       axes: of the weight.
       relative: whether d is in units of the singular values.
 
@@ -48,14 +49,13 @@ class Spectrum(Node):
     """
 
     shift: Any
+    sides: tuple[int, int] = dataclasses.field(metadata={"static": True})
     axes: Axes = dataclasses.field(default=Axes(), metadata={"static": True})  # noqa: RUF009
     relative: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def fits(self, weight: Any) -> bool:
-        if len(weight.shape) < 2:
-            return False
-        batch, inputs, outputs = matrix_of(self.axes, weight.shape)
-        return self.shift.shape[:-1] == batch and self.shift.shape[-1] <= min(inputs, outputs)
+    @property
+    def made_for(self) -> tuple[int, ...]:
+        return (*self.shift.shape[:-1], *self.sides)
 
     def constant(self, weight: jax.Array) -> Triplets:
         u, s, vt = _svd(weight, self.axes)
@@ -125,9 +125,10 @@ class SVFit(Adapter):
 
     def init(self, key: jax.Array, weight: Any) -> Spectrum:
         axes = from_the_end(self.axes, weight.shape)
-        batch, _, _ = matrix_of(axes, weight.shape)
+        batch, inputs, outputs = matrix_of(axes, weight.shape)
         rank = self.rank or _rank_of_energy(weight, axes, self.energy or 1.0)
-        return Spectrum(jnp.zeros((*batch, rank), wide_dtype(weight)), axes, self.relative)
+        shift = jnp.zeros((*batch, rank), wide_dtype(weight))
+        return Spectrum(shift, (inputs, outputs), axes, self.relative)
 
 
 def _svd(weight: jax.Array, axes: Axes) -> Any:

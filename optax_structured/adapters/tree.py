@@ -236,10 +236,14 @@ def checked(element: str, params: Any, adapter: Mapping[str, Any]) -> dict[str, 
                 f"of these parameters, which begin with {', '.join(map(repr, [*leaves][:3]))}"
             )
         if not node.fits(leaves[path]):
-            shapes = ", ".join(f"{name} {x.shape}" for name, x in named_leaves(node))
             raise ValueError(
                 f"adapters.{element}: the adapter is that of another model: {path!r} has shape "
-                f"{leaves[path].shape}, for which {type(node).__name__} ({shapes}) was not made"
+                f"{leaves[path].shape}, and its {type(node).__name__} was made for {node.made_for}"
+            )
+        if not jnp.issubdtype(leaves[path].dtype, jnp.floating):
+            raise ValueError(
+                f"adapters.{element}: the adapter is that of another model: {path!r} is "
+                f"{leaves[path].dtype.name}, and only floating-point weights are adapted"
             )
     return dict(adapter)
 

@@ -19,6 +19,7 @@ from optax_structured.adapters import (
     Full,
     LoRA,
     MinimumNorm,
+    SparsityAllocator,
     SVFit,
     constants,
     init,
@@ -57,55 +58,60 @@ def types(tree):
     return jax.tree.map(jax.typeof, tree)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_contract(name):
-    make = CASES[name]
-    tx, traces = make(0.01), []
+def same(got, want, tolerance=1e-5):
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance)
 
-    def step(adapter, state, grads):
-        traces.append(1)
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_transformation_goes_on_bit_for_bit(name):
+    tx, start = CASES[name](0.01), adapter()
+
+    def step(carry):
+        adapter, state = carry
+        grads = jax.tree.map(lambda x: jnp.sin(1 + 7 * x), adapter)
         updates, state = tx.update(grads, state, adapter)
         return optax.apply_updates(adapter, updates), state
 
-    jitted, start = jax.jit(step), adapter()
-    state = tx.init(start)
-    assert types(jax.eval_shape(tx.init, start)) == types(state)  # init is abstract
-    now, found = start, state
-    for seed in range(3):
-        now, found = jitted(now, found, gradient(seed))
-    assert len(traces) == 1  # nothing compiles again
-    assert types((now, found)) == types((start, state))  # a scan can carry it
-    eager, kept = start, state
-    for seed in range(3):
-        eager, kept = step(eager, kept, gradient(seed))
-    for x, y in zip(jax.tree.leaves(now), jax.tree.leaves(eager), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=1e-3)
+    goes_on(step, (start, tx.init(start)), jax.eval_shape(lambda x: (x, tx.init(x)), start))
 
-    # A schedule from outside, and steps that are collected or skipped.
-    injected = optax.inject_hyperparams(make)(optax.constant_schedule(0.01))
-    moved, _ = jax.jit(injected.update)(gradient(0), injected.init(start), start)
-    plain, _ = jax.jit(tx.update)(gradient(0), state, start)
-    for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
-    collected = optax.MultiSteps(tx, 2)
-    waiting, inner = jax.jit(collected.update)(gradient(0), collected.init(start), start)
-    assert not any(np.any(x) for x in jax.tree.leaves(waiting))
-    emitted, _ = jax.jit(collected.update)(gradient(0), inner, start)
-    assert any(np.any(x) for x in jax.tree.leaves(emitted))
-    guarded = oxs.skip_nonfinite(tx)
-    bad = jax.tree.map(lambda g: g * jnp.nan, gradient(0))
-    nothing, after = jax.jit(guarded.update)(bad, guarded.init(start), start)
-    assert not any(np.any(x) for x in jax.tree.leaves(nothing))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_transformation_inside_others(name):
+    """All of them in one program, against the transformation alone and without jit."""
+    make, grads, start = CASES[name], gradient(0), adapter()
+    tx, many = make(0.01), {path: path != "head" for path in start}
+    of_head = {path: "all" if kept else "head" for path, kept in many.items()}
+    collected, guarded = optax.MultiSteps(tx, 2), oxs.skip_nonfinite(tx)
+    around = {
+        "inject_hyperparams": optax.inject_hyperparams(make)(optax.constant_schedule(0.01)),
+        "apply_if_finite": optax.apply_if_finite(tx, 3),
+        "skip_nonfinite": guarded,
+        "masked": optax.masked(tx, many),
+        "masked by a function": optax.masked(tx, lambda tree: {path: many[path] for path in tree}),
+        "partition": optax.partition({"all": tx, "head": optax.identity()}, of_head),
+    }
+    bad = jax.tree.map(lambda g: g * jnp.nan, grads)
+
+    @jax.jit
+    def run(grads, start):
+        found = {n: w.update(grads, w.init(start), start)[0] for n, w in around.items()}
+        waiting, state = collected.update(grads, collected.init(start), start)
+        emitted, _ = collected.update(grads, state, start)
+        stacked = jax.tree.map(lambda x: jnp.stack([x, x]), (grads, start))
+        seeds = jax.vmap(lambda g, x: tx.update(g, tx.init(x), x)[0])(*stacked)
+        return found, waiting, emitted, seeds, guarded.update(bad, guarded.init(start), start)
+
+    want, _ = tx.update(grads, tx.init(start), start)
+    found, waiting, emitted, seeds, (nothing, after) = run(grads, start)
+    for wrapper, got in found.items():
+        in_part = wrapper.startswith(("masked", "partition"))
+        same(got, {**want, "head": grads["head"]} if in_part else want)
+    same(emitted, want)
+    same(jax.tree.map(lambda x: x[1], seeds), want, 1e-4)
+    assert not any(np.any(x) for x in jax.tree.leaves((waiting, nothing)))
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after))
-
-    # Many at once.
-    many = jax.tree.map(lambda x: jnp.stack([x, x]), start)
-    states = jax.vmap(tx.init)(many)
-    grads = jax.tree.map(lambda x: jnp.stack([x, x]), gradient(0))
-    both, _ = jax.jit(jax.vmap(tx.update))(grads, states, many)
-    for x, y in zip(jax.tree.leaves(both), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(x[1], y, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"scale_b"}))
@@ -164,7 +170,7 @@ def plain(tree):
 
     def one(x):
         typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(x) if typed else x)
+        return np.array(jax.random.key_data(x) if typed else x)
 
     return [one(x) for x in jax.tree.leaves(tree)]
 
@@ -181,10 +187,11 @@ def restored(saved, like):
 
 
 def goes_on(step, start, like):
-    """Five steps of one program that a scan could carry, and the last two from a checkpoint."""
+    """Five donated steps of a program that a scan could carry, the last two from a checkpoint."""
     traces = []
+    assert types(like) == (kept := types(start))  # the first carry has an abstract form
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0)
     def jitted(carry):
         traces.append(1)
         return step(carry)
@@ -194,7 +201,7 @@ def goes_on(step, start, like):
         if i == 3:
             saved = plain(carry)
         carry = jitted(carry)
-    assert types(carry) == types(start)
+    assert types(carry) == kept
     again = restored(saved, like)
     for _ in range(2):
         again = jitted(again)
@@ -241,7 +248,9 @@ def test_a_method_trains_and_goes_on_bit_for_bit(name):
     def first(adapter):
         return adapter, tx.init(adapter)
 
+    before = jax.tree.map(np.array, start)
     ended, _ = goes_on(step, first(start), jax.eval_shape(first, start))
+    start = jax.tree.map(jnp.asarray, before)
     np.testing.assert_array_equal(ended["head"].x, start["head"].x)
     before, after = (merge(params, x, known)["w"] for x in (start, ended))
     assert np.all(np.isfinite(after)) and not np.array_equal(before, after)
@@ -307,9 +316,26 @@ def perturbed(name, params, head="train"):
 def test_a_perturbation_goes_on_bit_for_bit(name):
     params = weights()
     step, first, start = perturbed(name, params, head="freeze")
+    head = np.array(start["head"].x)
     ended, *_ = goes_on(step, first(start), jax.eval_shape(first, start))
-    np.testing.assert_array_equal(ended["head"].x, start["head"].x)
+    np.testing.assert_array_equal(ended["head"].x, head)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(ended))
+
+
+def test_an_allocator_goes_on_bit_for_bit():
+    kernels = init(jax.random.key(0), weights(), table(SNELLA(2)))
+    allocator = SparsityAllocator(total=5, target=0.8)
+
+    def step(carry):
+        state, t = carry
+        grads = jax.tree.map(lambda x: jnp.sin(x + t), kernels)
+        return allocator.allocate(allocator.observe(state, kernels, grads), t), t + 1
+
+    def first(adapter):
+        return allocator.init(adapter), jnp.zeros((), jnp.int32)
+
+    (ended, _) = goes_on(step, first(kernels), jax.eval_shape(first, kernels))
+    assert ended.sparsity["w"] > 0.5
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)

@@ -440,4 +440,4 @@ def test_layouts_are_those_that_a_file_names():
 def test_a_rank_that_is_not_divided_is_an_error():
     with pytest.raises(ValueError, match="2 does not divide 3"):
         SNELL(3)
-    assert isinstance(Spectrum(jnp.zeros(2)), adapters.Node)
+    assert isinstance(Spectrum(jnp.zeros(2), (3, 3)), adapters.Node)

@@ -84,6 +84,35 @@ def test_ranks_die_exactly_and_the_adapter_shrinks(recipe):
     assert losses[-1] < 0.2 * losses[0]
 
 
+def after_adam(strength, scale=1.0):
+    """What is left of the ranks under Adam and a group penalty."""
+    _, adapter, loss = problem()
+    penalty = oxs.prox_step(RANKS, strength, weight=0.03)
+    tx = stack_pairs(optax.chain(optax.adam(0.03), penalty))
+    ended, _, _ = jax.jit(lambda ad: trained(tx, ad, lambda x: scale * loss(x), 200))(adapter)
+    return ended["mlp/kernel"]
+
+
+def test_after_adam_the_strength_does_not_depend_on_the_scale_of_the_loss():
+    one, other = after_adam(0.6), after_adam(0.6, scale=1e3)
+    np.testing.assert_allclose(one.product(), other.product(), atol=1e-2)
+    ranks = [shrink({"w": pair})["w"].rank for pair in (one, other)]
+    assert 1 <= ranks[0] == ranks[1] < 6
+
+
+def test_ranks_without_a_gradient_yet():
+    """As below a head of zeros: the metric of `prox_adam` is zero there, that of `prox_step` 1."""
+    _, adapter, _ = problem()
+    nothing = jax.tree.map(jnp.zeros_like, adapter)
+    penalty = oxs.prox_step(RANKS, 0.5, weight=0.01)
+    plain = stack_pairs(optax.chain(optax.adam(0.01), penalty))
+    metric = stack_pairs(oxs.prox_adam(0.01, RANKS, strength=1e-6))
+    waiting = stack_pairs(oxs.prox_adam(0.01, RANKS, strength=lambda count: 1e-6 * (count > 0)))
+    for tx, left in ((plain, 6), (metric, 0), (waiting, 6)):
+        updates, _ = tx.update(nothing, tx.init(adapter), adapter)
+        assert shrink(optax.apply_updates(adapter, updates))["mlp/kernel"].rank == left
+
+
 def test_an_entrywise_transformation_does_not_see_the_stacking():
     _, adapter, loss = problem()
     alone, _, _ = trained(optax.adam(0.1), adapter, loss, 5)

@@ -35,7 +35,9 @@ class Config(config.Config):
     sequence: int | None = option("Tokens of a verse; default 40")
     layers: int | None = option("Of the encoder that are adapted, the last ones; default all, 6")
     rank: int | None = option("Of each adapter; default 4, or 8 for verses", own=True)
-    strength: float | None = option("Weight of the penalty of each rank, for lora_prox", own=True)
+    strength: float | None = option(
+        "Penalty of each rank, a share of a step of Adam; default 0.05, or 0.2 for verses", own=True
+    )
 
     def __post_init__(self) -> None:
         method = methods.find(self.recipe)

@@ -8,7 +8,8 @@ import optax
 from optax_structured import adapters
 from optax_structured.adapters import SNELL, SNELLA, Full, LoRA, SVFit
 from optax_structured.low_rank import LowRank
-from optax_structured.recipes import apollo, galore, prox_adam
+from optax_structured.proximal import prox_step
+from optax_structured.recipes import apollo, galore
 from optax_structured.regularizers import GroupLasso
 from optax_structured.training.names import check_known
 from optax_structured.trees import Axes, Rules, rules
@@ -80,7 +81,8 @@ def _pro_full(rate: Any, setting: Setting) -> Any:
 
 
 def _prox(rate: Any, setting: Setting) -> Any:
-    return adapters.stack_pairs(prox_adam(rate, GroupLasso(group_axis=-1), setting.strength))
+    penalty = prox_step(GroupLasso(group_axis=-1), setting.strength, weight=rate)
+    return adapters.stack_pairs(optax.chain(optax.adam(rate), penalty))
 
 
 def _low_rank(recipe: Callable[..., Any]) -> Callable[[Any, Setting], Any]:
@@ -116,7 +118,7 @@ def _allocator(setting: Setting) -> Any:
 
 METHODS = {
     "full": Method(_full, _adam, _starts(1e-3, 1e-4, (None, None))),
-    "head": Method(lambda rank, axes: None, _adam, _starts(1e-2, 5e-3, (None, None))),
+    "head": Method(lambda rank, axes: None, _adam, _starts(1e-2, 2e-2, (None, None))),
     "lora": Method(_lora, _adam, _starts(1e-2, 2e-3)),
     "lora_plus": Method(_lora, _plus, _starts(1e-3, 5e-4)),
     "lora_pro": Method(_lora, _pro, _starts(1e-2, 2e-3)),
@@ -124,7 +126,7 @@ METHODS = {
     "lora_pro_full": Method(_lora, _pro_full, _starts(1e-2, 5e-4)),
     "mgpo": Method(_lora, _adam, _starts(1e-2, 2e-3), _mgpo),
     "ggpo": Method(_lora, _adam, _starts(1e-2, 2e-3), _ggpo),
-    "lora_prox": Method(_lora, _prox, _starts(1e-2, 2e-3, strengths=(1e-3, 1e-3))),
+    "lora_prox": Method(_lora, _prox, _starts(1e-2, 2e-3, strengths=(0.05, 0.2))),
     "svfit": Method(
         lambda rank, axes: SVFit(rank, axes=axes), _adam, _starts(1e-1, 2e-2, (8, 256))
     ),
