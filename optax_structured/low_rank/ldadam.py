@@ -95,8 +95,7 @@ def scale_by_ldadam(
     Args:
       low_rank: a `LowRank`, or `rules` of them; only rank, axes, projector and dtype apply. Square
         matrices compress rows where the side is "small", as the published code does.
-      b1: decay of the mean, in [0, 1), a number or schedule.
-      b2: decay of the mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of the mean and the mean square, in [0, 1), numbers or schedules.
       eps: added to its corrected root, a number or schedule.
       rho: share of the momentum in what the subspace is fitted to, in [0, 1), a number or schedule.
       error_feedback: keep E.

@@ -3,13 +3,14 @@
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from optax_structured.low_rank.spec import LowRank
 from optax_structured.presets import equinox, haiku, linen, nnx
 from optax_structured.presets.kernels import Kernel, placed
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.trees import Axes, Rules, named_leaves
+from optax_structured.trees.checks import check_choice
 from optax_structured.trees.tables import kinds
 
 By = Literal["inputs", "outputs", "heads"]
@@ -51,10 +52,8 @@ def axes(model: Any, *inputs: Any, plain: str | None = None, **named: Any) -> Ru
     For whatever takes `rules` of `Axes`: `welore_plan`, `weight_normalized`.
 
     Args:
-      model: as in `kernels`.
-      inputs: as in `kernels`.
+      model, inputs, named: as in `kernels`.
       plain: pattern of the kernels to leave out, such as "head".
-      named: as in `kernels`.
 
     Returns:
       `rules` of `Axes`.
@@ -78,11 +77,9 @@ def low_rank(
     for which the projection would take more state than plain Adam.
 
     Args:
-      model: as in `kernels`.
+      model, inputs, named: as in `kernels`.
       spec: the `LowRank` of all of them; of its axes only `side` applies.
-      inputs: as in `kernels`.
       plain: pattern of the kernels that stay plain, such as "head"; published runs leave the head.
-      named: as in `kernels`.
 
     Returns:
       `rules` of `LowRank`, for `galore(1e-2, rules)` and the like; `.table(params)` prints them.
@@ -132,13 +129,11 @@ def groups(
     of inputs and stay plain.
 
     Args:
-      model: as in `kernels`.
+      model, inputs, named: as in `kernels`.
       penalty: makes the regularizer, `penalty(group_axis, batch_axis=...)`: a class such as
         `GroupLasso`, or `functools.partial(GroupMCP, gamma=3.0)`.
-      inputs: as in `kernels`.
       by: what a group is.
       plain: pattern of the kernels that stay plain.
-      named: as in `kernels`.
 
     Returns:
       `rules` of regularizers, for `ramda(1e-2, rules, strength)` and the like.
@@ -157,8 +152,7 @@ def groups(
       >>> structure.pairs[0][1].support(model.layers[0].weight).shape  # (out, in) = (5, 4)
       (4,)
     """
-    if by not in get_args(By):
-        raise ValueError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
+    check_choice("by", by, By)
 
     def value(kernel: Kernel) -> Regularizer | None:
         axes = _grouped_axes(kernel, by)
@@ -216,9 +210,10 @@ def _rules(
             f"{', '.join(f'{k.path} {k.shape}' for k in found) or 'of no layer that is known'}"
         )
     paths = [path for path, _ in named_leaves(params)]
-    pairs = []
-    for _, alike in kinds(found, lambda kernel: (kernel.shape, chosen[kernel])):
-        pairs.append((_pattern([kernel.path for kernel in alike], paths), chosen[alike[0]]))
+    pairs = (
+        (_pattern([kernel.path for kernel in alike], paths), chosen[alike[0]])
+        for _, alike in kinds(found, lambda kernel: (kernel.shape, chosen[kernel]))
+    )
     return Rules(tuple(pairs), default=None)
 
 
@@ -250,13 +245,9 @@ def _read(
 
 def _library(model: Any) -> Any:
     """The module here that reads models of this class; nothing is imported to find out."""
+    known = {"flax.linen": linen, "flax.nnx": nnx, "equinox": equinox, "haiku": haiku}
     for cls in type(model).__mro__:
-        for name, library in (
-            ("flax.linen", linen),
-            ("flax.nnx", nnx),
-            ("equinox", equinox),
-            ("haiku", haiku),
-        ):
+        for name, library in known.items():
             if f"{cls.__module__}.".startswith(f"{name}."):
                 return library
     raise TypeError(

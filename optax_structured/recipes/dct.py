@@ -1,7 +1,7 @@
 """Low-rank optimizers on a fixed cosine basis: DCT-AdamW and Trion."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from optax_structured.recipes.descent import decoupled, descent
 from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms import debiased_adam, orthogonalize, skip_nonfinite
 from optax_structured.trees import Rules, resolve
-from optax_structured.trees.checks import check_fraction
+from optax_structured.trees.checks import check_choice, check_fraction
 
 ShapeFactor = Literal["kj", "kimi", "dion", "none"]
 
@@ -49,8 +49,7 @@ def dct_adamw(
       low_rank: a `LowRank`, or `rules` of them; its period is 1 and its projector `DCT()` unless
         they are given. Leave out embedding and head, whose basis would be as long as the
         vocabulary.
-      b1: decay of Adam's mean, in [0, 1), a number or schedule.
-      b2: decay of its mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of Adam's mean and mean square, in [0, 1), numbers or schedules.
       eps: added to its corrected root, a number or schedule.
       weight_decay: d, decoupled, a number or schedule.
       error_feedback: keep E; without it what is outside the chosen columns is dropped.
@@ -142,10 +141,7 @@ def trion(
       code scores one basis there and goes back by its transpose.
     """
     check_fraction("momentum", momentum)
-    if scaling not in get_args(ShapeFactor):
-        raise ValueError(
-            f"scaling must be one of {', '.join(get_args(ShapeFactor))}, got {scaling!r}"
-        )
+    check_choice("scaling", scaling, ShapeFactor)
     table = completed(
         low_rank,
         period=1,
@@ -155,9 +151,7 @@ def trion(
     )
 
     def labels(params: Any) -> Any:
-        kinds = [
-            "matrix" if projected else "other" for _, projected in plan(table, params).values()
-        ]
+        kinds = ["matrix" if p else "other" for _, p in plan(table, params).values()]
         return jax.tree.unflatten(jax.tree.structure(params), kinds)
 
     matrices = optax.chain(
@@ -188,10 +182,8 @@ def _scaled_by_shape(table: Rules, scaling: ShapeFactor) -> optax.GradientTransf
 
     def scale(updates: Any, params: Any = None) -> Any:
         del params
-        scaled = [
-            u * factor(jnp.shape(u), spec)
-            for u, spec in zip(jax.tree.leaves(updates), resolve(table, updates), strict=True)
-        ]
-        return jax.tree.unflatten(jax.tree.structure(updates), scaled)
+        leaves, structure = jax.tree.flatten(updates)
+        pairs = zip(leaves, resolve(table, updates), strict=True)
+        return structure.unflatten(u * factor(jnp.shape(u), spec) for u, spec in pairs)
 
     return optax.stateless(scale)

@@ -32,8 +32,7 @@ def diffgrad(
 
     Args:
       learning_rate: :math:`\eta`, a number or schedule; 1e-3.
-      b1: decay of the mean, in [0, 1), a number or schedule.
-      b2: decay of the mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of the mean and the mean square, in [0, 1), numbers or schedules.
       eps: added to the root, in the unit of the gradient, a number or schedule.
       l2: :math:`\lambda`, added to the gradient before everything, as published; a number or
         schedule.

@@ -16,8 +16,6 @@ from optax_structured.step_sizes import Stages
 from optax_structured.trees import Rules
 from optax_structured.trees.checks import check_nonnegative, check_positive
 
-_EXACT = Exact()
-
 
 def ramda(
     learning_rate: ScalarOrSchedule,
@@ -27,7 +25,7 @@ def ramda(
     momentum: ScalarOrSchedule = 0.9,
     eps: ScalarOrSchedule = 1e-6,
     stages: Stages | None = None,
-    solver: Solver = _EXACT,
+    solver: Solver = Exact(),  # noqa: B008  (frozen)
     keep_point: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RAMDA: dual averaging in an adaptive metric, with an exact prox and momentum.
@@ -131,9 +129,7 @@ def rmda(
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
       strength: :math:`\lambda`, a number, schedule or `TargetSparsity`; published 1e-5 to
         2e-4 for CNNs.
-      momentum: share of the previous iterate that is kept, in [0, 1), a number or schedule. The
-        published c is 1 - momentum: 0.9 to 0.99.
-      stages: of the run: restarts, lower rates, and momentum down to 0 in the last of them.
+      momentum, stages: as in `ramda`.
       keep_point: keep :math:`\hat W` in the state, for `prox_point`, where the sums are in codes.
 
     Returns:

@@ -41,10 +41,7 @@ def fira(
         residual, `NormScaled()` by default, has the limiter and the ablations.
       inner: runs inside, instead of Adam; `uncorrected_rms()` is the RMSProp form.
       scale: :math:`a`, a number or schedule; 0.25, and 0.0625 from 1B on.
-      b1: decay of Adam's mean, in [0, 1), a number or schedule.
-      b2: decay of its mean square, in [0, 1), a number or schedule.
-      eps: added to its uncorrected root, a number or schedule.
-      weight_decay: d, of the updated weights, a number or schedule.
+      b1, b2, eps, weight_decay: of Adam, as in `galore`.
 
     Returns:
       An optimizer that needs `params` for weight decay only.
@@ -105,10 +102,7 @@ def apollo(
         `SVD()` or `SubspaceIteration()` are the variant with a fitted one (Fira's ablation "only
         scaling").
       scale: :math:`a`, a number or schedule; 1. The argument of the published code is its square.
-      b1: decay of Adam's mean, in [0, 1), a number or schedule.
-      b2: decay of its mean square, in [0, 1), a number or schedule.
-      eps: added to its uncorrected root, a number or schedule.
-      weight_decay: d, of the updated weights, a number or schedule.
+      b1, b2, eps, weight_decay: of Adam, as in `galore`.
 
     Returns:
       An optimizer that needs `params` for weight decay only.
@@ -155,10 +149,7 @@ def apollo_mini(
       learning_rate: :math:`\eta`, a number or schedule; 0.01 to pre-train.
       low_rank: a `LowRank` of rank 1, or `rules` of them.
       scale: :math:`a`, a number or schedule; the root of 128, as rank 1 estimates norms too small.
-      b1: decay of Adam's mean, in [0, 1), a number or schedule.
-      b2: decay of its mean square, in [0, 1), a number or schedule.
-      eps: added to its uncorrected root, a number or schedule.
-      weight_decay: d, of the updated weights, a number or schedule.
+      b1, b2, eps, weight_decay: of Adam, as in `galore`.
 
     Returns:
       An optimizer that needs `params` for weight decay only.

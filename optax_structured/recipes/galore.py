@@ -40,8 +40,7 @@ def galore(
       inner: runs inside, instead of Adam: `optax.scale_by_lion()`, `optax.trace(0.9)`,
         `optax.scale_by_factored_rms()`, `optax.scale_by_adam()` (which adds eps after correction).
       scale: :math:`a`, a number or schedule; 0.25 to pre-train, 2 to 4 to fine-tune.
-      b1: decay of Adam's mean, in [0, 1), a number or schedule.
-      b2: decay of its mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of Adam's mean and mean square, in [0, 1), numbers or schedules.
       eps: added to its uncorrected root, a number or schedule.
       weight_decay: d, of the updated weights, a number or schedule.
 
@@ -66,8 +65,8 @@ def galore(
       Zhao et al., `GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection
       <https://arxiv.org/abs/2403.03507>`_, ICML 2024. Its eps of 1e-8 after correction is 1e-6
       before it in the code that made its tables, and here. The published code keeps the moments and
-      the arbitrary signs of the SVD across a refit; signs here
-      are fixed, and the default projector moves its columns along with the gradient.
+      the arbitrary signs of the SVD across a refit; signs here are fixed, and the default projector
+      moves its columns along with the gradient.
     """
     inner, correction = adam_or(inner, b1, b2, eps)
     return skip_nonfinite(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import optax
@@ -20,7 +20,7 @@ from optax_structured.transforms import (
     weight_normalized,
 )
 from optax_structured.trees import Axes, Rules, as_rules, resolve
-from optax_structured.trees.checks import check_nonnegative
+from optax_structured.trees.checks import check_choice, check_nonnegative
 
 Mode = Literal["weight_norm", "lookahead"]
 
@@ -54,8 +54,7 @@ def grad_norm_lorp(
         `LowRank(..., axes=Axes(rows=-1, cols=-2))`.
       scale: a, of the steps of the directions, a number or schedule; 0.25 to pre-train, 4 to
         fine-tune.
-      b1: decay of the means of both Adams, in [0, 1), a number or schedule.
-      b2: decay of their mean squares, in [0, 1), a number or schedule.
+      b1, b2: decays of the means and mean squares of both Adams, in [0, 1), numbers or schedules.
       eps: added to their uncorrected roots, a number or schedule.
       weight_decay: d, of the magnitudes after the step (decay of v would change nothing), and of
         the leaves that are not normalised; a number or schedule.
@@ -85,8 +84,7 @@ def grad_norm_lorp(
       projection of weight normalisation; rows of zeros are NaN there, and take a plain step here.
     """
     check_nonnegative("scale", scale)
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    check_choice("mode", mode, Mode)
     projection = low_rank_projection(uncorrected_adam(b1, b2, eps), low_rank, scale=scale)
     steps = (bias_correction(b1, b2), descent(learning_rate))
     decay = decay_updated_weights(learning_rate, weight_decay)

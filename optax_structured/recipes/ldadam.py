@@ -35,8 +35,7 @@ def ldadam(
       low_rank: a `LowRank`, or `rules` of them, rank 16 to a quarter of the width. Its projector is
         one warm step of subspace iteration from the SVD of the first gradient; `SVD()` is the
         costly alternative. Period, refresh, residual and transport are LDAdam's own.
-      b1: decay of the mean, in [0, 1), a number or schedule.
-      b2: decay of the mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of the mean and the mean square, in [0, 1), numbers or schedules.
       eps: added to its corrected root, a number or schedule.
       weight_decay: d, decoupled, a number or schedule.
       rho: share of the momentum in what the subspace is fitted to, in [0, 1), a number or schedule.

@@ -16,8 +16,6 @@ from optax_structured.states.clock import Clock, ScalarOrSchedule, now
 from optax_structured.trees import Rules
 from optax_structured.trees.checks import check_fraction, check_nonnegative
 
-_EXACT = Exact()
-
 
 def prox_adam(
     learning_rate: ScalarOrSchedule,
@@ -29,7 +27,7 @@ def prox_adam(
     eps: ScalarOrSchedule = 1e-8,
     weight_decay: ScalarOrSchedule = 0.0,
     amsgrad: bool = False,
-    solver: Solver = _EXACT,
+    solver: Solver = Exact(),  # noqa: B008  (frozen)
 ) -> optax.GradientTransformationExtraArgs:
     r"""ProxGen with Adam's metric (ProxAdamW): the prox in the metric of the optimizer itself.
 
@@ -44,8 +42,7 @@ def prox_adam(
       learning_rate: :math:`\eta`, a number or schedule; 1e-3.
       regularizer: :math:`\psi`, a `Regularizer` or `rules` of them, None for none.
       strength: :math:`\lambda`, a number, schedule or `TargetSparsity`; published 1e-7 to 1e-3.
-      b1: decay of the mean, in [0, 1), a number or schedule.
-      b2: decay of the mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of the mean and the mean square, in [0, 1), numbers or schedules.
       eps: added to its root, above 0, a number or schedule. Entries that never received a gradient
         have this metric only, so any penalty zeroes them at the first step.
       weight_decay: d, decoupled and before the step, so that it moves the centre of the prox; a
@@ -88,7 +85,7 @@ def prox_ssi(
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-6,
     weight_decay: ScalarOrSchedule = 0.0,
-    solver: Solver = _EXACT,
+    solver: Solver = Exact(),  # noqa: B008  (frozen)
 ) -> optax.GradientTransformationExtraArgs:
     r"""ProxSSI: Adam with a prox in the uncorrected metric, for comparison with published runs.
 
@@ -104,8 +101,7 @@ def prox_ssi(
       learning_rate: :math:`\eta`, a number or schedule; 1e-3.
       regularizer: :math:`\psi`, `GroupLasso` or `GroupMCP` in the paper; None for none.
       strength: :math:`\lambda`, a number, schedule or `TargetSparsity`; published 1e-7 to 1e-3.
-      b1: decay of the mean, in [0, 1), a number or schedule.
-      b2: decay of the mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of the mean and the mean square, in [0, 1), numbers or schedules.
       eps: added to its uncorrected root, above 0, a number or schedule.
       weight_decay: d, decoupled, after the step and before the prox; a number or schedule.
       solver: of the subproblem in the metric D.

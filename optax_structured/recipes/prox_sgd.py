@@ -15,8 +15,6 @@ from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.trees import Rules
 from optax_structured.trees.checks import check_fraction, check_nonnegative
 
-_EXACT = Exact()
-
 
 def prox_sgd(
     learning_rate: ScalarOrSchedule,
@@ -76,7 +74,7 @@ def prox_sgd_relaxed(
     momentum: ScalarOrSchedule | None = None,
     b2: ScalarOrSchedule = 0.999,
     eps: ScalarOrSchedule = 1e-8,
-    solver: Solver = _EXACT,
+    solver: Solver = Exact(),  # noqa: B008  (frozen)
     keep_point: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ProxSGD as published by Yang et al.: a relaxed step towards the prox in a diagonal metric.

@@ -29,17 +29,9 @@ FRACTION = Range("in [0, 1)", (1.0, -0.1, float("nan")))
 # Every argument of a recipe that a schedule may drive.
 SCALARS: Mapping[str, Range] = MappingProxyType(
     {
-        "learning_rate": AT_LEAST_ZERO,
-        "adam_learning_rate": AT_LEAST_ZERO,
-        "strength": AT_LEAST_ZERO,
-        "weight_decay": AT_LEAST_ZERO,
-        "l2": AT_LEAST_ZERO,
-        "scale": AT_LEAST_ZERO,
-        "eps": AT_LEAST_ZERO,
-        "momentum": FRACTION,
-        "b1": FRACTION,
-        "b2": FRACTION,
-        "rho": FRACTION,
+        **dict.fromkeys(("learning_rate", "adam_learning_rate", "strength"), AT_LEAST_ZERO),
+        **dict.fromkeys(("weight_decay", "l2", "scale", "eps"), AT_LEAST_ZERO),
+        **dict.fromkeys(("momentum", "b1", "b2", "rho"), FRACTION),
     }
 )
 

@@ -105,11 +105,7 @@ def certificate(
     r"""An upper bound on :math:`Q(w) - \min Q`: the smaller of the two above.
 
     Args:
-        regularizer: a `Norm`.
-        b: linear term, any shape.
-        metric: :math:`P > 0`, a scalar or like `b`.
-        strength: :math:`\tau \ge 0`, a scalar.
-        w: the point to be judged, like `b`.
+        regularizer, b, metric, strength, w: as in `duality_gap`.
         subgradient: of :math:`Q` at `w` (`free_subgradient`); None leaves the duality gap alone.
 
     Returns:

@@ -104,15 +104,11 @@ class SparseGroupLasso(ShrunkGroups, Norm):
     the groups. Equals `GroupLasso` at `l1_ratio=0.0`.
 
     Args:
-      group_axis: as in `GroupLasso`.
+      group_axis, batch_axis, weight: as in `GroupLasso`.
       l1_ratio: :math:`\rho`, in [0, 1).
-      batch_axis: as in `GroupLasso`.
-      weight: :math:`\omega`, above 0; default the square root of the group size.
 
     Raises:
-      TypeError: axes that are not ints.
-      ValueError: `l1_ratio` outside [0, 1) (at 1 this is `L1`), a weight that is not above 0; from
-        `check`, a leaf without these axes or with none left inside the group.
+      TypeError, ValueError: as `GroupLasso`; an `l1_ratio` outside [0, 1) (at 1 this is `L1`).
 
     References:
       Simon, Friedman, Hastie, Tibshirani, A sparse-group lasso, JCGS, 2013.
@@ -170,14 +166,11 @@ class GroupL0(Grouped):
     entry.
 
     Args:
-      group_axis: as in `GroupLasso`.
-      batch_axis: as in `GroupLasso`.
+      group_axis, batch_axis: as in `GroupLasso`.
       weight: :math:`\omega`, above 0; default the square root of the group size; 1 counts groups.
 
     Raises:
-      TypeError: axes that are not ints.
-      ValueError: a weight that is not above 0; from `check`, a leaf without these axes or with
-        none left inside the group.
+      TypeError, ValueError: as `GroupLasso`.
 
     >>> import jax.numpy as jnp
     >>> kernel = jnp.array([[3.0, 4.0], [0.3, 0.4]])
@@ -210,14 +203,10 @@ class NonNegativeGroupLasso(ShrunkGroups, Norm):
     lift the constraint: there it equals `NonNegative`.
 
     Args:
-      group_axis: as in `GroupLasso`.
-      batch_axis: as in `GroupLasso`.
-      weight: :math:`\omega`, above 0; default the square root of the group size.
+      group_axis, batch_axis, weight: as in `GroupLasso`.
 
     Raises:
-      TypeError: axes that are not ints.
-      ValueError: a weight that is not above 0; from `check`, a leaf without these axes or with
-        none left inside the group.
+      TypeError, ValueError: as `GroupLasso`.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> kernel = jnp.array([[3.0, 4.0], [3.0, -4.0], [0.3, 0.4]])

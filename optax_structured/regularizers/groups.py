@@ -58,8 +58,7 @@ class Grouped(OnGroups):
     The support has the shape of the leaf without the axes inside.
 
     Args:
-      group_axis: as in `OnGroups`.
-      batch_axis: as in `OnGroups`.
+      group_axis, batch_axis: as in `OnGroups`.
       weight: factor of every group of the leaf, above 0; default the square root of the number of
         entries in a group, so that groups of different sizes are treated alike.
     """

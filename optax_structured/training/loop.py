@@ -94,7 +94,9 @@ def train(
             before = row.get("skipped", 0)
             row = _metrics(task, state, step, history, clock)
             if row["skipped"] > before:
-                warn(_skip_sentence(row["skipped"] - before, step))
+                skipped = counted(row["skipped"] - before, "step")
+                sentence = f"gradients were not finite in {skipped} before step {step}"
+                warn(f"{sentence}, which changed nothing")
             if step in (evaluation, task.total_steps):
                 measured = task.evaluate(state, step)
                 row |= measured.row
@@ -132,10 +134,3 @@ def _metrics(task: Task, state: State, step: int, history: History, clock: Clock
             "training diverged; lower --learning-rate"
         )
     return row
-
-
-def _skip_sentence(count: int, step: int) -> str:
-    return (
-        f"gradients were not finite in {counted(count, 'step')} before step {step}, "
-        "which changed nothing"
-    )

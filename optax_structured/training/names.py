@@ -1,7 +1,10 @@
 """Names that users choose from, and words."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 # Leaves of the language model that stay full rank: the others are matrices of attention or the MLP.
 PLAIN = r"embed|head|norm"
@@ -20,6 +23,12 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> None:
     near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(names)}{hint}")
+
+
+def chosen(kind: str, name: str, known: Mapping[str, Value]) -> Value:
+    """What `known` has under this name; raises as `check_known`."""
+    check_known(kind, name, known)
+    return known[name]
 
 
 def counted(number: int, noun: str) -> str:

@@ -35,11 +35,7 @@ pre { overflow-x: auto; padding: .8rem; border: 1px solid var(--line); border-ra
 
 
 def write_page(task: Task, folder: pathlib.Path) -> pathlib.Path:
-    """Writes `report.html` into the run folder.
-
-    Args:
-      task: of the run.
-      folder: with its checkpoint, tables and pictures.
+    """Writes `report.html` into the run folder, from its checkpoint, tables and pictures.
 
     Raises:
       FileNotFoundError: the run has no checkpoint or no evaluation yet.
@@ -67,12 +63,9 @@ def write_page(task: Task, folder: pathlib.Path) -> pathlib.Path:
         _tag("pre", command(task.config)),
     ]
     path = folder / PAGE
-    title = html.escape(task.title)
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}'
-    )
-    style = f"</title><style>{_STYLE}</style>"
-    path.write_text(f"<!doctype html><html lang=en>{head}{style}{''.join(body)}</html>\n")
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"{_tag('title', task.title)}<style>{_STYLE}</style>"
+    path.write_text(f"<!doctype html><html lang=en>{head}{''.join(body)}</html>\n")
     return path
 
 

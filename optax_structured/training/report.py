@@ -20,13 +20,9 @@ Row = dict[str, Any]
 def progress(
     console: Console, label: str, total: int, describe: Callable[[Row], str]
 ) -> Iterator[Callable[[Row], None]]:
-    """A live line of a run; the context is the function that takes the latest metrics.
+    """A live line of a run of `total` steps; the context takes the latest metrics.
 
-    Args:
-      console: where to draw.
-      label: what is running.
-      total: steps of the run.
-      describe: the metrics in a few words.
+    `describe` says them in a few words.
     """
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -53,11 +49,7 @@ def layer_table(
 ) -> str:
     """One row per leaf: how many entries, groups or singular values are left.
 
-    Args:
-      of_w: the leaves of the parameters.
-      of_point: those of the prox point.
-      strength: of the penalty.
-      width: of the screen.
+    In the parameters and in the prox point; `width` is that of the screen.
     """
     headings = ("parameter", "shape", "W left", "Ŵ left", "W zero", "Ŵ zero", "gradient")
     rows: list[tuple[str, ...]] = [headings]
@@ -75,12 +67,7 @@ def layer_table(
 
 
 def state_table(memory: MemoryReport, width: int) -> str:
-    """Rank and bytes, one row for leaves that differ in numbers only.
-
-    Args:
-      memory: the bytes.
-      width: of the screen.
-    """
+    """Rank and bytes, one row for leaves that differ in numbers only."""
     headings = ("parameter", "shape", "rank", "weights", "state", "in codes")
     rows: list[tuple[str, ...]] = [headings]
     for name, leaves in kinds(memory.leaves, lambda leaf: (leaf.shape, leaf.spec)):

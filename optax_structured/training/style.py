@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 INK, GREY = "#22313a", "#8a949a"
@@ -24,6 +25,13 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+
+
+def heat_map(ax: Any, values: Any, low: float, high: float, **place: Any) -> Any:
+    """From dead at `low` to alive at `high`, a cell per value."""
+    colours = LinearSegmentedColormap.from_list("life", [DEAD, ALIVE])
+    style = {"aspect": "auto", "cmap": colours, "interpolation": "nearest", **place}
+    return ax.imshow(values, vmin=low, vmax=high, **style)
 
 
 def figure_of(title: str, width: float, height: float) -> Figure:

@@ -31,8 +31,7 @@ def uncorrected_adam(
     Follow it, perhaps after something that reads its norms as `fira` does, by `bias_correction`.
 
     Args:
-      b1: decay of the mean, in [0, 1), a number or schedule.
-      b2: decay of the mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of the mean and the mean square, in [0, 1), numbers or schedules.
       eps: added to the uncorrected root, in the unit of the gradient, a number or schedule. Early
         on it weighs :math:`(1-b_2^t)^{-1/2}` times more than in `optax.scale_by_adam`.
 
@@ -92,8 +91,7 @@ def debiased_adam(
     For schedules, :math:`1-b^t` is the average of ones with the same weights as the moments.
 
     Args:
-      b1: decay of the mean, in [0, 1), a number or schedule.
-      b2: decay of the mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of the mean and the mean square, in [0, 1), numbers or schedules.
       eps: added to the corrected root, in the unit of the gradient, a number or schedule.
 
     Returns:
@@ -116,8 +114,7 @@ def debiased_adam(
 
     def init(params: Any) -> DebiasedAdamState:
         check_real("debiased_adam", params)
-        dtype = scalar_dtype(params)
-        totals = jnp.zeros((), dtype), jnp.zeros((), dtype)
+        totals = (jnp.zeros((), scalar_dtype(params)) for _ in range(2))
         return DebiasedAdamState(new_clock(), *totals, *_zeros(params))
 
     def update(
@@ -156,8 +153,7 @@ def bias_correction(
     For schedules, :math:`1-b^t` is the average of ones with the same weights as the moments.
 
     Args:
-      b1: decay of the mean, in [0, 1), a number or schedule: that of the Adam it corrects.
-      b2: decay of the mean square, in [0, 1), a number or schedule, likewise.
+      b1, b2: decays of the Adam that it corrects, in [0, 1), numbers or schedules.
 
     Returns:
       An element that needs no `params`. Its state is `BiasCorrectionState`.
@@ -178,8 +174,8 @@ def bias_correction(
     check_fraction("b2", b2)
 
     def init(params: Any) -> BiasCorrectionState:
-        dtype = scalar_dtype(params)
-        return BiasCorrectionState(new_clock(), jnp.zeros((), dtype), jnp.zeros((), dtype))
+        totals = (jnp.zeros((), scalar_dtype(params)) for _ in range(2))
+        return BiasCorrectionState(new_clock(), *totals)
 
     def update(
         updates: Any, state: BiasCorrectionState, params: Any = None, **_: Any

@@ -133,8 +133,7 @@ def scale_by_diffgrad(
     .. math:: \frac{\sqrt{1-b_2^t}}{1-b_1^t} \cdot \frac{\xi_t \odot M_t}{\sqrt{V_t} + \epsilon}
 
     Args:
-      b1: decay of the mean, in [0, 1), a number or schedule.
-      b2: decay of the mean square, in [0, 1), a number or schedule.
+      b1, b2: decays of the mean and the mean square, in [0, 1), numbers or schedules.
       eps: added to the root, in the unit of the gradient, a number or schedule.
       friction: see `gradient_friction`.
       eps_form: `"code"` adds eps to the uncorrected root, as published code does: it weighs
@@ -154,9 +153,6 @@ def scale_by_diffgrad(
       >>> updates, _ = element.update(jnp.array([4.0, 0.0]), element.init(jnp.zeros(2)))
       >>> print(*(f"{u:.3f}" for u in updates))  # 1/(1 + e^-4)
       0.982 0.000
-
-    References:
-      Dubey et al., `diffGrad <https://arxiv.org/abs/1909.11015>`_, 2020.
     """
     if eps_form not in ("code", "paper"):
         raise ValueError(f"eps_form must be 'code' or 'paper', got {eps_form!r}")

@@ -4,10 +4,12 @@ import dataclasses
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+from optax_structured.trees.checks import check_choice
 
 AxisLike = int | tuple[int, ...]
 Side = Literal["small", "large", "rows", "cols"]
@@ -106,8 +108,7 @@ class Axes:
             given = axes if isinstance(axes, tuple) else (axes,)
             if not all(hasattr(axis, "__index__") for axis in given):
                 raise TypeError(f"{name} must be an int or a tuple of ints, got {axes!r}")
-        if self.side not in get_args(Side):
-            raise ValueError(f"side must be one of {', '.join(get_args(Side))}, got {self.side!r}")
+        check_choice("side", self.side, Side)
 
     @classmethod
     def from_dimension_numbers(cls, numbers: Any, side: Side = "small") -> "Axes":

@@ -1,7 +1,7 @@
 """Checks of hyperparameters: one sentence for each mistake, silent for tracers and schedules."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -43,6 +43,12 @@ def check_fraction(name: str, value: Any) -> None:
 def check_share(name: str, value: Any) -> None:
     """Raises ValueError unless `0 <= value <= 1` (or `value` is traced, or a schedule)."""
     _check(name, value, lambda x: 0 <= x <= 1, "in [0, 1]")
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises ValueError unless `value` is one of the strings of a `Literal`."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def is_more_than_zero(value: Any) -> bool:

@@ -15,8 +15,11 @@ def dot(a: Any, b: Any) -> jax.Array:
     5.0
     """
     dtype = scalar_dtype((a, b))
-    products = jax.tree.map(lambda x, y: _sum_of_products(x, y).astype(dtype), a, b)
-    return sum(jax.tree.leaves(products), jnp.zeros((), dtype))
+
+    def products(x: Any, y: Any) -> jax.Array:
+        return jnp.sum(at_least_float32(x) * at_least_float32(y)).astype(dtype)
+
+    return sum(jax.tree.leaves(jax.tree.map(products, a, b)), jnp.zeros((), dtype))
 
 
 def norm(tree: Any) -> jax.Array:
@@ -31,7 +34,3 @@ def rows_times(rows: jax.Array, x: jax.Array) -> jax.Array:
     """
     dtype = common_dtype(rows, x)
     return jnp.sum(rows.astype(dtype) * x.astype(dtype), axis=tuple(range(1, rows.ndim)))
-
-
-def _sum_of_products(x: Any, y: Any) -> jax.Array:
-    return jnp.sum(at_least_float32(x) * at_least_float32(y))

@@ -5,12 +5,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from optax_structured.trees import Axes, Rules, rules
+from optax_structured.trees.checks import check_choice
 from optax_structured.trees.tables import aligned, kinds
 from optax_structured.weights.spectra import Criterion, considered, scores, singular_values
 
@@ -194,10 +195,7 @@ def welore_plan(
         raise ValueError(
             f"target is the share of singular values to remove, in (0, 1); got {target!r}"
         )
-    if criterion not in get_args(Criterion):
-        raise ValueError(
-            f"criterion must be one of {', '.join(get_args(Criterion))}, got {criterion!r}"
-        )
+    check_choice("criterion", criterion, Criterion)
     values = singular_values(params, where) if spectra is None else spectra
     views = [(path, spec, jnp.shape(leaf)) for path, spec, leaf in considered(params, where)]
     of_leaf = {path: scores(values[path], criterion) for path, _, _ in views}

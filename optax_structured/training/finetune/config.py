@@ -6,7 +6,7 @@ from typing import Self
 from optax_structured.training import config
 from optax_structured.training.config import check_count, option
 from optax_structured.training.finetune import methods
-from optax_structured.training.names import check_known, one_of
+from optax_structured.training.names import check_known, chosen, one_of
 from optax_structured.trees.checks import check_nonnegative
 
 DATA = ("digits", "verses")
@@ -40,7 +40,7 @@ class Config(config.Config):
     )
 
     def __post_init__(self) -> None:
-        method = methods.find(self.recipe)
+        method = chosen("recipe", self.recipe, methods.METHODS)
         check_known("data", self.data, DATA)
         if not method.takes("rank") and self.rank is not None:
             raise ValueError(f"recipe {self.recipe!r} has no rank; leave --rank out")

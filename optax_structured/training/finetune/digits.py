@@ -23,11 +23,8 @@ class Digits:
     """
 
     subject = ("conv", "digits")
-    head, kernels = (
-        "Dense_1",
-        {r"Conv_\d/kernel": Axes(rows=(0, 1, 2), cols=3), "Dense_0/kernel": Axes()},
-    )
-    digest = ""
+    head, digest = "Dense_1", ""
+    kernels = {r"Conv_\d/kernel": Axes(rows=(0, 1, 2), cols=3), "Dense_0/kernel": Axes()}
 
     def __init__(self) -> None:
         images = self._images = data.load("digits")
@@ -40,6 +37,7 @@ class Digits:
         self._train = half(images.train, images.train_labels, False)
         self._test = half(images.test, images.test_labels, False)
         self.train_size = len(self._train[1])
+        self._pretrained = functools.cache(self._pretrain)
 
     def train(self, config: Any) -> tuple[Any, Any]:
         """Images and labels."""
@@ -51,7 +49,7 @@ class Digits:
 
     def frozen(self, config: Any) -> Any:
         """The network after some passes over the digits 0 to 4: the same at every call."""
-        return pretrained(config.pretrain_epochs)
+        return self._pretrained(config.pretrain_epochs)
 
     def adapted(
         self, config: Any, frozen: Any, adapter: Any, constants: Any, x: jax.Array
@@ -67,8 +65,7 @@ class Digits:
         """What runs have in common."""
         return f"digits 0 to 4 for {counted(config.pretrain_epochs, 'epoch')}, then 5 to 9"
 
-    def pretrained(self, epochs: int) -> Any:
-        """See `frozen`."""
+    def _pretrain(self, epochs: int) -> Any:
         x, labels = self._known
         optimizer, steps = optax.adam(1e-3), len(x) // _BATCH
 
@@ -102,9 +99,3 @@ class Digits:
 def load() -> Digits:
     """`Digits`, once a process."""
     return Digits()
-
-
-@functools.cache
-def pretrained(epochs: int) -> Any:
-    """The network of `Digits.frozen`, once a process."""
-    return load().pretrained(epochs)

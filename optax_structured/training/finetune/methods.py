@@ -11,7 +11,6 @@ from optax_structured.low_rank import LowRank
 from optax_structured.proximal import prox_step
 from optax_structured.recipes import apollo, galore
 from optax_structured.regularizers import GroupLasso
-from optax_structured.training.names import check_known
 from optax_structured.trees import Axes, Rules, rules
 
 _SPARSITY = 0.5  # of SNELL, and of SNELLA in the end
@@ -68,12 +67,8 @@ def _plus(rate: Any, setting: Setting) -> Any:
     return optax.chain(optax.adam(rate), adapters.scale_b(16.0))
 
 
-def _pro(rate: Any, setting: Setting) -> Any:
-    return optax.chain(adapters.lora_pro(), optax.adam(rate))
-
-
-def _pro_published(rate: Any, setting: Setting) -> Any:
-    return optax.chain(adapters.lora_pro(adapters.MinimumNorm()), optax.adam(rate))
+def _pro(*solver: Any) -> Callable[[Any, Setting], Any]:
+    return lambda rate, _: optax.chain(adapters.lora_pro(*solver), optax.adam(rate))
 
 
 def _pro_full(rate: Any, setting: Setting) -> Any:
@@ -104,12 +99,8 @@ def _full(rank: int, axes: Axes) -> Any:
     return Full()
 
 
-def _mgpo(setting: Setting) -> Any:
-    return adapters.MGPO(rho=0.05)
-
-
-def _ggpo(setting: Setting) -> Any:
-    return adapters.GGPO(sigma=0.03, beta=0.01, cap=1.0)
+_MGPO = adapters.MGPO(rho=0.05)
+_GGPO = adapters.GGPO(sigma=0.03, beta=0.01, cap=1.0)
 
 
 def _allocator(setting: Setting) -> Any:
@@ -121,11 +112,11 @@ METHODS = {
     "head": Method(lambda rank, axes: None, _adam, _starts(1e-2, 2e-2, (None, None))),
     "lora": Method(_lora, _adam, _starts(1e-2, 2e-3)),
     "lora_plus": Method(_lora, _plus, _starts(1e-3, 5e-4)),
-    "lora_pro": Method(_lora, _pro, _starts(1e-2, 2e-3)),
-    "lora_pro_published": Method(_lora, _pro_published, _starts(1e-2, 2e-3)),
+    "lora_pro": Method(_lora, _pro(), _starts(1e-2, 2e-3)),
+    "lora_pro_published": Method(_lora, _pro(adapters.MinimumNorm()), _starts(1e-2, 2e-3)),
     "lora_pro_full": Method(_lora, _pro_full, _starts(1e-2, 5e-4)),
-    "mgpo": Method(_lora, _adam, _starts(1e-2, 2e-3), _mgpo),
-    "ggpo": Method(_lora, _adam, _starts(1e-2, 2e-3), _ggpo),
+    "mgpo": Method(_lora, _adam, _starts(1e-2, 2e-3), lambda _: _MGPO),
+    "ggpo": Method(_lora, _adam, _starts(1e-2, 2e-3), lambda _: _GGPO),
     "lora_prox": Method(_lora, _prox, _starts(1e-2, 2e-3, strengths=(0.05, 0.2))),
     "svfit": Method(
         lambda rank, axes: SVFit(rank, axes=axes), _adam, _starts(1e-1, 2e-2, (8, 256))
@@ -139,16 +130,6 @@ METHODS = {
     "galore": Method(_full, _low_rank(galore), _starts(1e-2, 4e-4)),
     "apollo": Method(_full, _low_rank(apollo), _starts(3e-3, 1e-4)),
 }
-
-
-def find(name: str) -> Method:
-    """The method of this name.
-
-    Raises:
-      ValueError: there is none; lists them all, and the nearest.
-    """
-    check_known("recipe", name, METHODS)
-    return METHODS[name]
 
 
 def table(method: Method, rank: int, head: str, kernels: dict[str, Axes]) -> Rules:

@@ -13,14 +13,15 @@ from rich.console import Console
 
 from optax_structured import adapters
 from optax_structured.adapters import AllocatorState, Pair, Perturbation
+from optax_structured.training.epochs import EpochTask
 from optax_structured.training.finetune import config, digits, methods, plots
 from optax_structured.training.finetune.watching import watched, watching
 from optax_structured.training.folder import Row
 from optax_structured.training.history import Evaluation, History
 from optax_structured.training.images import models
-from optax_structured.training.names import check_known, counted
+from optax_structured.training.names import check_known, chosen, counted
 from optax_structured.training.schedule import shape_of_schedule
-from optax_structured.training.task import Panel, State, Task
+from optax_structured.training.task import Panel, State
 from optax_structured.transforms import skip_nonfinite
 
 ADAPTER = "adapter.safetensors"
@@ -28,22 +29,21 @@ _CALL = {"digits": 120, "verses": 16}  # steps
 _EXAMPLES = 100  # of the test that are looked at at once
 
 
-class Finetune(Task):
+class Finetune(EpochTask):
     """Adapt a small network from some digits to others, or a sentence encoder to a classification.
 
     The weights of the network stay frozen; what is trained, saved and continued is the adapter.
     """
 
-    name, unit = "finetune", "epoch"
+    name, located = "finetune", "text"
     recipes, config_type = methods.METHODS, config.Config
-    located = "text"
     compared, factors = "full,head,lora,lora_plus,lora_pro,svfit", (0.1, 0.3, 1.0, 3.0, 10.0)
     structure = None
 
     def __init__(self, config: config.Config, source: Any) -> None:
         self.source, self.steps_a_call = source, _CALL[config.data]
         self.steps_a_unit = self.evaluate_every = source.train_size // config.batch_size
-        self.method = methods.find(config.recipe)
+        self.method = chosen("recipe", config.recipe, methods.METHODS)
         self.rules = methods.table(self.method, config.rank or 1, source.head, source.kernels)
         self.panels = [
             Panel("test error", {"error": ""}, percent=True, log=True),
@@ -59,7 +59,6 @@ class Finetune(Task):
         self.constants = adapters.constants(self.frozen, start)
         super().__init__(config, (self.frozen, self.constants, *source.train(config)))
         self._test = jax.device_put(source.test(config))
-        self._order = jax.jit(self._permutation)
         self._wrong = jax.jit(self._count_wrong)
 
     @staticmethod
@@ -91,11 +90,6 @@ class Finetune(Task):
         if self._watcher:
             optimizer = optax.chain(watching(self._watcher, self.frozen), optimizer)
         return skip_nonfinite(optimizer)
-
-    def batches(self, first: int, count: int) -> np.ndarray:
-        epoch, step = divmod(first, self.steps_a_unit)
-        order = np.asarray(self._order(self.keys()[1], epoch))[step : step + count]
-        return np.pad(order, ((0, self.steps_a_call - len(order)), (0, 0)))
 
     def loss(self, params: Any, train: Any, batch: jax.Array) -> jax.Array:
         frozen, constants, x, labels = train
@@ -138,8 +132,7 @@ class Finetune(Task):
         for i in range(0, len(labels), _EXAMPLES):
             some = jax.tree.map(lambda x: x[i : i + _EXAMPLES], x)  # noqa: B023
             wrong += int(self._wrong(frozen, state.params, known, some, labels[i : i + _EXAMPLES]))
-        row = {"epoch": step // self.steps_a_unit, "error": wrong / len(labels)}
-        return Evaluation(row)
+        return Evaluation({"epoch": step // self.steps_a_unit, "error": wrong / len(labels)})
 
     @property
     def label(self) -> str:
@@ -150,10 +143,9 @@ class Finetune(Task):
         return self.source.subject
 
     def describe(self) -> str:
-        chosen = self.config
+        passes = counted(self.config.epochs, "epoch")
         return (
-            f"{self.source.describe(chosen)}, {counted(chosen.epochs, 'epoch')} of batches of "
-            f"{chosen.batch_size}"
+            f"{self.source.describe(self.config)}, {passes} of batches of {self.config.batch_size}"
         )
 
     def describe_row(self, row: Row) -> str:
@@ -183,12 +175,6 @@ class Finetune(Task):
     def _merged(self, state: State) -> Any:
         known = self._constants_now(self.constants, watched(state.opt_state))
         return adapters.merge(self.frozen, state.params, known)
-
-    def _permutation(self, key: jax.Array, epoch: jax.Array) -> jax.Array:
-        size = self.config.train_size
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), size)
-        shape = self.steps_a_unit, self.config.batch_size
-        return order[: shape[0] * shape[1]].reshape(shape)
 
     def _count_wrong(
         self, frozen: Any, adapter: Any, constants: Any, x: Any, labels: jax.Array

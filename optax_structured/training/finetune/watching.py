@@ -31,16 +31,12 @@ def watching(
     """
 
     def init(adapter: Any) -> WatchState:
-        step = jnp.zeros((), jnp.int32)
-        if isinstance(watcher, Perturbation):
-            return WatchState(step, watcher.init(frozen, adapter))
-        return WatchState(step, watcher.init(adapter))
+        start = (frozen, adapter) if isinstance(watcher, Perturbation) else (adapter,)
+        return WatchState(jnp.zeros((), jnp.int32), watcher.init(*start))
 
     def update(gradient: Any, state: WatchState, adapter: Any = None) -> tuple[Any, WatchState]:
-        if isinstance(watcher, Perturbation):
-            seen = watcher.observe(state.watched, adapter, gradient)
-        else:
-            seen = watcher.observe(state.watched, adapter, gradient)
+        seen = watcher.observe(state.watched, adapter, gradient)
+        if isinstance(watcher, SparsityAllocator):
             seen = watcher.allocate(seen, state.step)
         return gradient, WatchState(state.step + 1, seen)
 

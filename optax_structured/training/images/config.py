@@ -7,7 +7,7 @@ from optax_structured.training import config
 from optax_structured.training.config import option
 from optax_structured.training.images import data as sets
 from optax_structured.training.images import models, recipes
-from optax_structured.training.names import one_of
+from optax_structured.training.names import chosen, one_of
 from optax_structured.training.state_bits import codec_of
 from optax_structured.trees.checks import check_fraction, check_nonnegative, check_positive
 
@@ -39,7 +39,7 @@ class Config(config.Config):
     train_size: int  # images
 
     def __post_init__(self) -> None:
-        recipe = recipes.find(self.recipe)
+        recipe = chosen("recipe", self.recipe, recipes.RECIPES)
         recipes.structure(self.regularizer)
         self.fill(batch_size=32 if self.data == "digits" else 128, state_bits=32)
         if not 1 <= self.batch_size <= self.train_size:

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch
 
 from optax_structured.diagnostics import LayerRow
 from optax_structured.regularizers import NuclearNorm
-from optax_structured.training.style import ALIVE, COLOURS, DEAD, STYLE, figure_of
+from optax_structured.training.style import ALIVE, COLOURS, DEAD, STYLE, figure_of, heat_map
 
 LAYERS = "layers.png"
 
@@ -28,28 +27,20 @@ def draw_layers(
       strips: by path, one array per epoch.
       rows: the leaves as the table of layers shows them, for the counts.
       milestones: epochs.
-      title: of the picture.
-      folder: where `layers.png` goes.
+      title: of the picture, `layers.png`.
+      folder: of the run.
     """
-    colours = LinearSegmentedColormap.from_list("life", [DEAD, ALIVE])
     by_path = {row.path: row for row in rows}
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        layers = _in_order(strips)
+        # Convolutions before dense layers, as in the networks here.
+        layers = sorted(strips.items(), key=lambda x: (not x[0].startswith("Conv"), x[0]))
         heights = [min(1.0, max(0.2, len(strip[0]) / 16)) for _, strip in layers]
         figure = figure_of(title, 7.5, 0.9 + 0.45 * len(layers) + 1.15 * sum(heights))
         axes = figure.subplots(len(layers), 1, sharex=True, squeeze=False, height_ratios=heights)
         for ax, (path, strip) in zip(axes[:, 0], layers, strict=True):
             life = np.stack(strip, axis=1)  # (inputs or singular values, epochs)
             longest_first = np.argsort(-life.sum(axis=1), kind="stable")
-            ax.imshow(
-                life[longest_first],
-                aspect="auto",
-                cmap=colours,
-                vmin=0,
-                vmax=1,
-                interpolation="nearest",
-                extent=(0, life.shape[1], len(life), 0),
-            )
+            heat_map(ax, life[longest_first], 0, 1, extent=(0, life.shape[1], len(life), 0))
             row = by_path[path]
             drawn, counted = _words(row)
             ax.set_title(f"{path}:  {int(row.alive)} of {row.pieces} {counted} left")
@@ -72,8 +63,3 @@ def _words(row: LayerRow) -> tuple[str, str]:
         return "singular\nvalues", "singular values"
     grouped = row.regularizer is not None and row.piece_size > 1
     return "inputs", "inputs" if grouped else "entries"
-
-
-def _in_order(strips: Mapping[str, Sequence[np.ndarray]]) -> list[tuple[str, Sequence[np.ndarray]]]:
-    """Convolutions before dense layers, as in the networks here."""
-    return sorted(strips.items(), key=lambda item: (not item[0].startswith("Conv"), item[0]))

@@ -8,7 +8,7 @@ from optax_structured.recipes.registry import ImageRun
 from optax_structured.regularizers import L1, GroupLasso, NuclearNorm
 from optax_structured.regularizers.layer_axes import DENSE_INPUTS
 from optax_structured.step_sizes import Stages
-from optax_structured.training.names import check_known
+from optax_structured.training.names import check_known, chosen
 from optax_structured.training.peers import KNOWN
 from optax_structured.training.state_bits import codec_of, made
 from optax_structured.trees import Rules, rules
@@ -20,28 +20,15 @@ REGULARIZERS = {
     "nuclear": ("low_rank", "low-rank level"),
     "none": ("unstructured", "sparsity"),
 }
-
-
 RECIPES = {name: recipe.images for name, recipe in KNOWN.items() if recipe.images}
 
 
 def build(config: Any, learning_rate: Any, rules: Rules | None, stages: Stages) -> Any:
-    """The optimizer of a configuration, in stages.
-
-    Args:
-      config: a `Config`.
-      learning_rate: of the first stage.
-      rules: which leaf gets which regularizer.
-      stages: of the run.
-    """
+    """The optimizer of a `Config` whose first stage has this learning rate."""
     recipe = KNOWN[config.recipe]
     given = {"momentum" if recipe.takes("momentum") else "b1": config.momentum}
-    if recipe.takes("eps"):
-        given["eps"] = config.eps
-    if recipe.takes("solver"):
-        given["solver"] = _solver(rules)
-    if recipe.takes("stages"):
-        given["stages"] = stages
+    others = {"eps": config.eps, "solver": _solver(rules), "stages": stages}
+    given |= {name: value for name, value in others.items() if recipe.takes(name)}
     if recipe.averages:
         given["keep_point"] = True
     else:
@@ -50,31 +37,21 @@ def build(config: Any, learning_rate: Any, rules: Rules | None, stages: Stages) 
     return made(config.recipe, codec_of(config.state_bits), learning_rate, *penalty, **given)
 
 
-def find(name: str) -> ImageRun:
-    """The recipe of this name.
-
-    Raises:
-      ValueError: there is none; lists them all, and the nearest.
-    """
-    check_known("recipe", name, RECIPES)
-    return RECIPES[name]
-
-
 def published(name: str, regularizer: str, last_stage: int) -> ImageRun:
     """The defaults of a recipe in a run whose last stage has `last_stage` steps.
 
     Published runs are long: c = 1 - momentum reaches 1, where W itself becomes structured, within
     the first fifth of the last stage. A shorter run starts from a c that does the same.
     """
-    chosen, recipe = find(name), KNOWN[name]
+    run, recipe = chosen("recipe", name, RECIPES), KNOWN[name]
     if regularizer == "nuclear":
-        chosen = recipe.nuclear or chosen
+        run = recipe.nuclear or run
     if regularizer == "none":
-        chosen = chosen._replace(strength=0.0)
+        run = run._replace(strength=0.0)
     if not recipe.averages:
-        return chosen
+        return run
     longest = max(0.0, 1 - math.sqrt(5 / last_stage))
-    return chosen._replace(momentum=round(min(chosen.momentum, longest), 4))
+    return run._replace(momentum=round(min(run.momentum, longest), 4))
 
 
 def structure(regularizer: str) -> Rules | None:
@@ -97,8 +74,3 @@ def _solver(structure: Rules | None) -> Exact | ProximalGradient:
     """Exact where there is a closed form; for the nuclear norm the published few iterations."""
     nuclear = structure is not None and isinstance(structure.default, NuclearNorm)
     return ProximalGradient(max_iters=5, rtol=1e-3) if nuclear else Exact()
-
-
-def measure(regularizer: str) -> tuple[str, str]:
-    """The metric that says how structured a run is, and what to call it."""
-    return REGULARIZERS[regularizer]

@@ -16,13 +16,14 @@ from optax_structured.proximal import prox_point
 from optax_structured.regularizers import NuclearNorm
 from optax_structured.step_sizes import Stages
 from optax_structured.training import report
+from optax_structured.training.epochs import EpochTask
 from optax_structured.training.folder import Row
 from optax_structured.training.history import Evaluation, History
 from optax_structured.training.images import data, models, plots, recipes
 from optax_structured.training.images.config import Config
 from optax_structured.training.names import counted
 from optax_structured.training.peers import KNOWN
-from optax_structured.training.task import Cost, Panel, State, Task
+from optax_structured.training.task import Cost, Panel, State
 from optax_structured.transforms import skip_nonfinite
 from optax_structured.trees import named_leaves, resolve
 
@@ -39,14 +40,13 @@ class Summary(NamedTuple):
     stationarity: jax.Array  # (): distance of the parameters to it
 
 
-class Images(Task):
+class Images(EpochTask):
     """Classify images with a network that ends up exactly structured.
 
-    Images stay on the device as they are stored, and are standardised batch by batch. An epoch
-    sees them in an order of its own; a last partial batch is left out.
+    Images stay on the device as they are stored, and are standardised batch by batch.
     """
 
-    name, unit, steps_a_call = "images", "epoch", 120
+    name, steps_a_call = "images", 120
     recipes, config_type, located = recipes.RECIPES, Config, "data_dir"
     compared, factors = "adamw,prox_sgd,prox_adam,rmda,ramda", (1.0,)
 
@@ -57,7 +57,7 @@ class Images(Task):
         self.averages = KNOWN[config.recipe].averages
         self.structure = recipes.structure(config.regularizer)
         self.model = models.make(config.model, images.train.shape[1:], len(images.classes))
-        self.measure, name = recipes.measure(config.regularizer)
+        self.measure, name = recipes.REGULARIZERS[config.regularizer]
         self.panels = [
             Panel("test error", {"error": "W", "point_error": "Ŵ"}, percent=True, log=True),
             Panel(name, {self.measure: "W", f"point_{self.measure}": "Ŵ"}, percent=True),
@@ -67,7 +67,6 @@ class Images(Task):
             *super().costs[1:],
         )
         super().__init__(config, (images.train, images.train_labels))
-        self._order = jax.jit(self._permutation)
         self._summary = jax.jit(self._summarise)
         self._wrong = jax.jit(self._count_wrong)
         self.structure_of = jax.jit(self._structure_of)
@@ -84,11 +83,6 @@ class Images(Task):
     def optimizer(self, learning_rate: Any) -> Any:
         stages = Stages(self.milestones)
         return skip_nonfinite(recipes.build(self.config, learning_rate, self.structure, stages))
-
-    def batches(self, first: int, count: int) -> np.ndarray:
-        epoch, step = divmod(first, self.steps_a_unit)
-        order = np.asarray(self._order(self.keys()[1], epoch))[step : step + count]
-        return np.pad(order, ((0, self.steps_a_call - len(order)), (0, 0)))
 
     def loss(self, params: Any, train: Any, batch: jax.Array) -> jax.Array:
         x, labels = train
@@ -171,11 +165,6 @@ class Images(Task):
             plots.draw_layers(
                 history.strips, summary.point_rows, chosen.milestones, self.title, folder
             )
-
-    def _permutation(self, key: jax.Array, epoch: jax.Array) -> jax.Array:
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), len(self.images.train))
-        shape = self.steps_a_unit, self.config.batch_size
-        return order[: shape[0] * shape[1]].reshape(shape)
 
     def _structure_of(self, tree: Any) -> dict[str, jax.Array]:
         """The structure metrics of parameters or of a prox point."""

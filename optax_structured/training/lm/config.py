@@ -7,7 +7,7 @@ from optax_structured.training import config
 from optax_structured.training.config import check_count, option
 from optax_structured.training.lm import recipes
 from optax_structured.training.lm import text as texts
-from optax_structured.training.names import check_known, one_of
+from optax_structured.training.names import check_known, chosen, one_of
 from optax_structured.training.state_bits import default_state_bits
 from optax_structured.trees.checks import check_nonnegative, check_positive
 
@@ -43,7 +43,7 @@ class Config(config.Config):
     transport: str | None = option(one_of(recipes.TRANSPORTS), own=True)
 
     def __post_init__(self) -> None:
-        recipe = recipes.find(self.recipe)
+        recipe = chosen("recipe", self.recipe, recipes.RECIPES)
         self.fill(
             batch_size=8,
             learning_rate=recipe.learning_rate,
@@ -75,8 +75,8 @@ class Config(config.Config):
                     f"recipe {self.recipe!r} keeps full rank and has no {name}; leave --{name} out"
                 )
         for part, known in recipes.PARTS.items():
-            if (chosen := getattr(self, part)) is not None:
-                check_known(part, chosen, known)
+            if (name := getattr(self, part)) is not None:
+                check_known(part, name, known)
         if self.scale is not None:
             if recipe.scale is None:
                 raise ValueError(f"recipe {self.recipe!r} has no scale; leave --scale out")

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
 
 from optax_structured.training.folder import Row
-from optax_structured.training.style import ALIVE, DEAD, STYLE, figure_of
+from optax_structured.training.style import STYLE, figure_of, heat_map
 
 PICTURE = "leaves.png"
 _LEGIBLE = 48  # leaves that still have a name each
@@ -22,18 +21,13 @@ _HINTS = {
 
 
 def draw_leaves(leaves: Sequence[Row], rank: int, title: str, folder: pathlib.Path) -> None:
-    """A row per leaf, a column per evaluation, the value of the last one beside it.
+    """A row per leaf, a column per evaluation, from rows of `probes.rows`.
 
-    Args:
-      leaves: rows of `probes.rows`.
-      rank: the largest possible effective rank.
-      title: of the picture.
-      folder: where `leaves.png` goes.
+    `rank` is the largest possible effective rank.
     """
     names = [name for name in leaves[0] if name in _HINTS]
     paths = list(dict.fromkeys(row["path"] for row in leaves))
     steps = list(dict.fromkeys(row["step"] for row in leaves))
-    colours = LinearSegmentedColormap.from_list("share", [DEAD, ALIVE])
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         height = 2.0 + 0.24 * min(len(paths), _LEGIBLE)
         figure = figure_of(title, 2.4 + 2.6 * len(names), height)
@@ -41,14 +35,7 @@ def draw_leaves(leaves: Sequence[Row], rank: int, title: str, folder: pathlib.Pa
         for ax, name in zip(axes, names, strict=True):
             hint, share = _HINTS[name]
             values = np.array([row[name] for row in leaves]).reshape(len(steps), len(paths)).T
-            shown = ax.imshow(
-                values,
-                aspect="auto",
-                cmap=colours,
-                vmin=0 if share else 1,
-                vmax=1 if share else rank,
-                interpolation="nearest",
-            )
+            shown = heat_map(ax, values, *((0, 1) if share else (1, rank)))
             ax.set_title(name.replace("_", " ") + ("" if share else f" (of {rank})"))
             figure.colorbar(shown, ax=ax, location="bottom", shrink=0.9, label=hint)
             ticks = range(0, len(steps), max(1, len(steps) // 4))

@@ -5,8 +5,7 @@ from typing import Any
 import optax
 
 import optax_structured as oxs
-from optax_structured.recipes.registry import TextRun
-from optax_structured.training.names import PLAIN, check_known
+from optax_structured.training.names import PLAIN, chosen
 from optax_structured.training.peers import KNOWN
 from optax_structured.training.schedule import shape_of_schedule
 from optax_structured.training.state_bits import codec_of, made
@@ -30,41 +29,25 @@ TRANSPORTS = {"keep": "Keep", "align": "Align", "rotate": "Rotate", "reset": "Re
 PARTS = {"projector": PROJECTORS, "refresh": REFRESHES, "transport": TRANSPORTS}
 
 
-def find(name: str) -> TextRun:
-    """The recipe of this name, or a ValueError that lists them all."""
-    check_known("recipe", name, RECIPES)
-    return RECIPES[name]
-
-
 def structure(config: Any) -> Rules | None:
     """All matrices of attention and MLP in low rank; embedding, head and norms are left plain.
 
-    Args:
-      config: a `Config`.
-
-    Returns:
-      The rules; None for a recipe that keeps full rank.
+    None for a recipe that keeps full rank.
     """
-    recipe = find(config.recipe)
+    recipe = chosen("recipe", config.recipe, RECIPES)
     if recipe.period is None:
         return None
-    chosen = {
+    parts = {
         part: getattr(oxs, known[name])()
         for part, known in PARTS.items()
         if (name := getattr(config, part)) is not None
     }
-    spec = oxs.LowRank(config.rank, config.period, _AXES, codec=recipe.codec, **chosen)
+    spec = oxs.LowRank(config.rank, config.period, _AXES, codec=recipe.codec, **parts)
     return rules((PLAIN, None), default=spec)
 
 
 def build(config: Any, peak: Any, low_rank: Rules | None) -> optax.GradientTransformation:
-    """The optimizer of a configuration, on its schedule.
-
-    Args:
-      config: a `Config`.
-      peak: the largest learning rate.
-      low_rank: which leaf gets which `LowRank`; None for adamw.
-    """
+    """The optimizer of a `Config`, on its schedule; `peak` is the largest learning rate."""
     shape = shape_of_schedule(config.scheduled_steps)
 
     def rate(count: Any) -> Any:

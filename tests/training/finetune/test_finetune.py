@@ -10,7 +10,6 @@ from rich.console import Console
 from optax_structured import adapters
 from optax_structured.training import loop, run
 from optax_structured.training.finetune import methods
-from optax_structured.training.finetune.digits import pretrained
 from optax_structured.training.finetune.task import ADAPTER, Finetune
 from optax_structured.training.finetune.watching import watched
 
@@ -36,7 +35,7 @@ def test_it_learns_goes_on_bit_for_bit_and_writes_its_adapter(recipe, tmp_path):
     errors = [row["error"] for row in whole.history.rows]
     assert errors[-1] < 0.6 * 0.8  # of the error of a guess
     one.report(whole.state, whole.history, tmp_path, Console(quiet=True))
-    loaded = adapters.load(tmp_path / ADAPTER, pretrained(SMALL["pretrain_epochs"]))
+    loaded = adapters.load(tmp_path / ADAPTER, one.frozen)
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(whole.state.params))
     assert (tmp_path / "spectra.png").exists()
 

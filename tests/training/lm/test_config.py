@@ -60,6 +60,6 @@ def test_bad_options_are_sentences(given, sentence):
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_has_a_complete_configuration(name):
     chosen = make(recipe=name)
-    assert (chosen.rank is None) == (recipes.find(name).period is None)
-    assert chosen.learning_rate == recipes.find(name).learning_rate
+    assert (chosen.rank is None) == (recipes.RECIPES[name].period is None)
+    assert chosen.learning_rate == recipes.RECIPES[name].learning_rate
     assert chosen.state_bits == (8 if name == "q_galore" else 32)
