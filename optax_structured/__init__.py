@@ -54,11 +54,7 @@ from optax_structured.proximal import (
     prox_step,
     restart_at,
 )
-from optax_structured.quantization import (
-    Affine,
-    Dynamic,
-    quantized,
-)
+from optax_structured.quantization import Affine, Dynamic, quantized
 from optax_structured.recipes import (
     apollo,
     apollo_mini,
@@ -110,9 +106,7 @@ from optax_structured.transforms import (
     skip_nonfinite,
 )
 from optax_structured.trees import Axes, rules
-from optax_structured.weights import (
-    apply_updates,
-)
+from optax_structured.weights import apply_updates
 
 __version__ = "0.1.0"
 

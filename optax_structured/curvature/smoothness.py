@@ -11,11 +11,7 @@ from jax.flatten_util import ravel_pytree
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import Pending
 from optax_structured.trees.checks import check_nonnegative, check_params, check_positive
-from optax_structured.trees.precision import (
-    as_stored,
-    as_updates,
-    scalar_dtype,
-)
+from optax_structured.trees.precision import as_stored, as_updates, scalar_dtype
 from optax_structured.trees.products import dot, norm
 from optax_structured.trees.tree_checks import check_real, check_same_tree
 

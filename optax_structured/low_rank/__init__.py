@@ -10,21 +10,9 @@ from optax_structured.low_rank.refresh import (
     Refresh,
     Staggered,
 )
-from optax_structured.low_rank.residuals import (
-    Drop,
-    ErrorFeedback,
-    NormScaled,
-    Residual,
-    Scaling,
-)
+from optax_structured.low_rank.residuals import Drop, ErrorFeedback, NormScaled, Residual, Scaling
 from optax_structured.low_rank.spec import LowRank
-from optax_structured.low_rank.transports import (
-    Align,
-    Keep,
-    Reset,
-    Rotate,
-    Transport,
-)
+from optax_structured.low_rank.transports import Align, Keep, Reset, Rotate, Transport
 from optax_structured.low_rank.wrapper import LowRankState, low_rank_projection
 from optax_structured.projectors import (
     DCT,

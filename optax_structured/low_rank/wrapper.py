@@ -21,12 +21,7 @@ from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.states.roles import Bases, ErrorBuffer
 from optax_structured.trees import Rules
 from optax_structured.trees.checks import check_nonnegative
-from optax_structured.trees.precision import (
-    as_update,
-    at_least_float32,
-    finite,
-    wide_dtype,
-)
+from optax_structured.trees.precision import as_update, at_least_float32, finite, wide_dtype
 from optax_structured.trees.tree_checks import check_same_tree
 
 DEFAULTS: dict[str, Any] = {

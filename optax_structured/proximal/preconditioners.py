@@ -11,11 +11,7 @@ from optax_structured.proximal.averaging import averaged
 from optax_structured.proximal.subproblem import Subproblem, posed_by
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import SecondMoment
-from optax_structured.trees.checks import (
-    check_fraction,
-    check_nonnegative,
-    check_positive,
-)
+from optax_structured.trees.checks import check_fraction, check_nonnegative, check_positive
 from optax_structured.trees.precision import at_least_float32, scalar_dtype, wide_dtype
 from optax_structured.trees.tree_checks import check_same_tree
 from optax_structured.xla.cube_root import cube_root

@@ -8,13 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_structured.quantization.blocks import (
-    beside,
-    in_blocks,
-    layout,
-    lookup,
-    out_of_blocks,
-)
+from optax_structured.quantization.blocks import beside, in_blocks, layout, lookup, out_of_blocks
 from optax_structured.quantization.checks import check_bits, check_block
 from optax_structured.quantization.codebooks import codebook, nearest
 from optax_structured.quantization.codec import Codec, DynamicCode

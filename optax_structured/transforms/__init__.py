@@ -16,11 +16,7 @@ from optax_structured.transforms.friction import (
     gradient_friction,
     scale_by_diffgrad,
 )
-from optax_structured.transforms.limiter import (
-    NormGrowthLimiterState,
-    limit,
-    norm_growth_limiter,
-)
+from optax_structured.transforms.limiter import NormGrowthLimiterState, limit, norm_growth_limiter
 from optax_structured.transforms.mirror_madgrad import (
     ScaleByMirrorMadgradState,
     scale_by_mirror_madgrad,

@@ -7,14 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.states.roles import Factor, Point
-from optax_structured.trees import (
-    Axes,
-    Rules,
-    map_named,
-    resolve,
-    state_key,
-    state_keys,
-)
+from optax_structured.trees import Axes, Rules, map_named, resolve, state_key, state_keys
 from optax_structured.trees.checks import check_params
 from optax_structured.trees.precision import (
     as_stored,

@@ -3,11 +3,7 @@
 from optax_structured.weights.base import Form, Weight, merge
 from optax_structured.weights.factors import Factors, factorize, train_factors
 from optax_structured.weights.on_grid import KeepOnGridState, keep_on_grid
-from optax_structured.weights.quantized import (
-    QuantizedWeight,
-    apply_updates,
-    quantize_weights,
-)
+from optax_structured.weights.quantized import QuantizedWeight, apply_updates, quantize_weights
 from optax_structured.weights.spectra import singular_values
 from optax_structured.weights.welore import (
     LLAMA_2_THRESHOLDS,

@@ -6,11 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.contrib.losses.alignment import (
-    Reference,
-    mean_over_environments,
-    spread,
-)
+from optax_structured.contrib.losses.alignment import Reference, mean_over_environments, spread
 from optax_structured.trees.precision import at_least_float32
 
 ExactMethod = Literal["hgp", "diagonal", "frobenius"]
