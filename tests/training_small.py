@@ -22,7 +22,7 @@ def fresh_images(recipe="ramda", model="logistic", **given):
 def fresh_lm(recipe="adamw", **given):
     """A new task, with nothing compiled, as in a new process."""
     small = {**SIZES, "steps": 12, "evaluate_every": 5}
-    known = recipes.find(recipe)
+    known = recipes.RECIPES[recipe]
     if known.period:
         small |= {"rank": known.rank or 4, "period": min(known.period, 5)}
     return LanguageModel(Config(recipe=recipe, **{**small, **given, **FACTS}), TEXT)

@@ -62,9 +62,7 @@ def effective_rank(state: Any, gradient: Any, low_rank: Any) -> dict[str, jax.Ar
     smaller one would do. Takes no decomposition.
 
     Args:
-      state: of an optimizer with a low-rank part.
-      gradient: a tree like the parameters.
-      low_rank: the `LowRank` or `rules` that the optimizer was built with.
+      state, gradient, low_rank: as in `captured_energy`.
 
     Returns:
       From path to (\*batch,); 0 for a gradient of zero.
@@ -120,7 +118,7 @@ def limiter_activity(old: Any, new: Any, low_rank: Any) -> dict[str, jax.Array]:
     before, after = (_parts(state, "residual") for state in (old, new))
     active = {}
     for name, norm in after.items():
-        if isinstance(norm, jax.Array) and norm.shape == _batch(_parts(new, "refresh")[name]):
+        if isinstance(norm, jax.Array) and norm.shape == _parts(new, "refresh")[name].missing.shape:
             earlier = before[name]
             active[name] = (earlier > 0) & (norm >= growth * earlier * (1 - 1e-5))
     return active
@@ -180,15 +178,8 @@ def _is_matrix(basis: Any) -> bool:
     return hasattr(basis, "dtype") and jnp.issubdtype(basis.dtype, jnp.floating) and basis.ndim >= 2
 
 
-def _batch(refresh: Any) -> tuple[int, ...]:
-    return tuple(refresh.missing.shape)
-
-
 def _growth(low_rank: Any) -> float:
     """Of the limiter that `low_rank` asks for, or of the default one."""
-    values = [value for _, value in as_rules(low_rank).pairs]
-    if as_rules(low_rank).has_default:
-        values.append(as_rules(low_rank).default)
-    rules = [value.residual for value in values if isinstance(value, LowRank)]
+    rules = [value.residual for value in as_rules(low_rank).values if isinstance(value, LowRank)]
     limited = [rule.growth for rule in rules if isinstance(rule, Scaling)]
     return min(limited, default=NormScaled().growth)

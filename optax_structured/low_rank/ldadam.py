@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
 
-from optax_structured.low_rank.leaves import Projected, plan
+from optax_structured.low_rank.leaves import Projected, begun_by_field, plan
 from optax_structured.low_rank.refit import seed_of
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, Step
@@ -23,9 +23,9 @@ from optax_structured.projectors.base import Basis, Refit
 from optax_structured.projectors.frames import Frame
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import Bases, ErrorBuffer, FirstMoment, SecondMoment
-from optax_structured.transforms.adam import average, divided
+from optax_structured.transforms.adam import average, check_adam, divided
 from optax_structured.trees import Rules, as_rules
-from optax_structured.trees.checks import check_fraction, check_nonnegative
+from optax_structured.trees.checks import check_fraction
 from optax_structured.trees.precision import (
     as_stored,
     as_update,
@@ -110,9 +110,7 @@ def scale_by_ldadam(
 
     Example: see `ldadam`.
     """
-    check_fraction("b1", b1)
-    check_fraction("b2", b2)
-    check_nonnegative("eps", eps)
+    check_adam(b1, b2, eps)
     check_fraction("rho", rho)
     table = _prescribed(low_rank)
 
@@ -122,11 +120,7 @@ def scale_by_ldadam(
         scalars = new_clock(), jnp.zeros((), dtype), jnp.zeros((), dtype)
         if not leaves:  # the placeholder of optax.tree.map_params
             return LDAdamState(*scalars, *(jnp.zeros(()) for _ in range(5)))
-        held: dict[str, dict[str, Any]] = {field: {} for field in _HELD}
-        for key, (leaf, p) in leaves.items():
-            for field, part in begun(leaf, p).items():
-                held[field][key] = part
-        return LDAdamState(*scalars, *held.values())
+        return LDAdamState(*scalars, *begun_by_field(leaves, begun, _HELD).values())
 
     def begun(leaf: Any, p: Projected | None) -> dict[str, Any]:
         """What the state holds of a leaf before the first step, by field."""
@@ -253,8 +247,7 @@ def _left(p: Projected) -> tuple[Any, Frame]:
 
 def _prescribed(low_rank: Any) -> Rules:
     """The table, complete; nothing in it contradicts LDAdam."""
-    table = as_rules(low_rank)
-    for spec in (*(value for _, value in table.pairs), table.default):
+    for spec in as_rules(low_rank).values:
         if not isinstance(spec, LowRank):
             continue
         for name in ("refresh", "residual", "transport", "codec"):

@@ -1,6 +1,7 @@
 """Which leaves are projected, and how."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,3 +42,14 @@ def plan(table: Rules, tree: Any) -> Leaves:
         rows[key] = leaf, Projected(name, spec, spec.frame(jnp.shape(leaf)), seen / total)
         seen += 1
     return rows
+
+
+def begun_by_field(
+    leaves: Leaves, begun: Callable[..., Mapping[str, Any]], fields: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """What `begun` makes of each `(leaf, p)`, by the field of the state that holds it."""
+    held: dict[str, dict[str, Any]] = {field: {} for field in fields}
+    for key, (leaf, p) in leaves.items():
+        for field, part in begun(leaf, p).items():
+            held[field][key] = part
+    return held

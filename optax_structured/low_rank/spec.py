@@ -173,11 +173,9 @@ def completed(low_rank: Any, **parts: Any) -> Rules:
             )
         return value.completed(**parts)
 
-    table = as_rules(low_rank)
     if low_rank is None:
         raise TypeError("expected LowRank(rank=...) or rules of them, got None")
-    pairs = tuple((pattern, fill(value)) for pattern, value in table.pairs)
-    whole = Rules(pairs, fill(table.default)) if table.has_default else Rules(pairs)
+    whole = as_rules(low_rank).mapped(fill)
     if not any(whole.values):
         raise ValueError(
             "the rules hold no LowRank, so nothing would be projected: give one, as a value or as "

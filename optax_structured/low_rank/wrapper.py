@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.low_rank import inner_state
-from optax_structured.low_rank.leaves import Leaves, Projected, plan
+from optax_structured.low_rank.leaves import Leaves, Projected, begun_by_field, plan
 from optax_structured.low_rank.refit import Held, RefreshState, refit
 from optax_structured.low_rank.refresh import Periodic
 from optax_structured.low_rank.residuals import Drop, InTurn, Step, combined
@@ -102,10 +102,7 @@ def low_rank_projection(
         count = jnp.zeros((), jnp.int32)
         if not leaves:  # the placeholder of optax.tree.map_params, or nothing to train
             return LowRankState(count, *(jnp.zeros(()) for _ in range(4)))  # type: ignore[arg-type]
-        held: dict[str, dict[str, Any]] = {field: {} for field in _HELD}
-        for key, (leaf, p) in leaves.items():
-            for field, part in _begun(leaf, p).items():
-                held[field][key] = part
+        held = begun_by_field(leaves, _begun, _HELD)
         low = _low_leaves(leaves)
         inner_state.check(inner, low)
         return LowRankState(count=count, **held, inner=inner.init(low))
@@ -128,7 +125,8 @@ def low_rank_projection(
             return updates, state._replace(count=optax.safe_increment(count))
         bases, memory, residual = (dict(getattr(state, field)) for field in _HELD)
         masks = _masks(refresh, updates, leaves)
-        found = inner_state.find(inner, lambda: _low_leaves(leaves), _moved(leaves))
+        moving = [key for key, (_, p) in leaves.items() if p and p.spec.transport.moves_moments]
+        found = inner_state.find(inner, lambda: _low_leaves(leaves), moving)
         moments = inner_state.read(state.inner, found)
         structure: Any = jax.tree.structure(updates)
         weights = [None] * len(leaves) if params is None else structure.flatten_up_to(params)
@@ -201,11 +199,6 @@ def _low_leaves(leaves: Leaves) -> dict[str, Any]:
         else Places(p.frame, leaf).low(p.frame.low_shape, wide_dtype(leaf))
         for key, (leaf, p) in leaves.items()
     }
-
-
-def _moved(leaves: Leaves) -> list[str]:
-    """The leaves whose moments move with the basis."""
-    return [key for key, (_, p) in leaves.items() if p and p.spec.transport.moves_moments]
 
 
 def _masks(refresh: Any, updates: Any, leaves: Leaves) -> dict[str, Any]:

@@ -85,8 +85,7 @@ def quantized(
     0. `Dynamic(published=True)` has their rounding.
     """
     table = as_rules(codec)
-    defaults = (table.default,) if table.has_default else ()
-    for value in (*(value for _, value in table.pairs), *defaults):
+    for value in table.values:
         _check(value)
     if not min_size >= 0:
         raise ValueError(f"min_size must be a number of entries, at least 0, got {min_size!r}")

@@ -116,7 +116,4 @@ class _AxesOf:
 
 def _axes(low_rank: LowRank | Rules) -> Rules:
     """The axes of each record."""
-    table = as_rules(low_rank)
-    axes = lambda spec: None if spec is None else _AxesOf(spec)  # noqa: E731
-    pairs = tuple((pattern, axes(spec)) for pattern, spec in table.pairs)
-    return Rules(pairs, axes(table.default)) if table.has_default else Rules(pairs)
+    return as_rules(low_rank).mapped(lambda spec: None if spec is None else _AxesOf(spec))

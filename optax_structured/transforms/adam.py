@@ -51,7 +51,7 @@ def uncorrected_adam(
       >>> print(updates.round(3))
       [ 1. -1.]
     """
-    _check_adam(b1, b2, eps)
+    check_adam(b1, b2, eps)
 
     def update(
         updates: Any, state: optax.ScaleByAdamState, params: Any = None, **_: Any
@@ -110,7 +110,7 @@ def debiased_adam(
       >>> print(updates.round(3))
       [ 1. -1.]
     """
-    _check_adam(b1, b2, eps)
+    check_adam(b1, b2, eps)
 
     def init(params: Any) -> DebiasedAdamState:
         check_real("debiased_adam", params)
@@ -217,7 +217,8 @@ def divided(mean: jax.Array, square: jax.Array, eps: Any) -> jax.Array:
     return mean / root
 
 
-def _check_adam(b1: Any, b2: Any, eps: Any) -> None:
+def check_adam(b1: Any, b2: Any, eps: Any) -> None:
+    """Raises ValueError for settings out of range."""
     check_fraction("b1", b1)
     check_fraction("b2", b2)
     check_nonnegative("eps", eps)

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,6 +64,11 @@ class Rules:
     def values(self) -> list[Any]:
         """All values in order, the default last, if there is one."""
         return [value for _, value in self.pairs] + [self.default] * self.has_default
+
+    def mapped(self, f: Callable[[Any], Any]) -> "Rules":
+        """The same patterns with `f` of their values."""
+        pairs = tuple((pattern, f(value)) for pattern, value in self.pairs)
+        return Rules(pairs, f(self.default)) if self.has_default else Rules(pairs)
 
     def assign(self, params: Any) -> list[Assignment]:
         """One `Assignment` per leaf, in the order of `jax.tree.leaves(params)`.

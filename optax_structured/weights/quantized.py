@@ -161,9 +161,7 @@ def weight_codecs(codec: Any) -> Rules:
             )
         return Grid(value)
 
-    table = as_rules(codec)
-    pairs = tuple((pattern, grid(value)) for pattern, value in table.pairs)
-    return Rules(pairs, grid(table.default)) if table.has_default else Rules(pairs)
+    return as_rules(codec).mapped(grid)
 
 
 def key_of(path: str, key: jax.Array) -> jax.Array:
