@@ -182,6 +182,7 @@ def _scaled_by_shape(table: Rules, scaling: ShapeFactor) -> optax.GradientTransf
 
     def scale(updates: Any, params: Any = None) -> Any:
         del params
+        structure: Any
         leaves, structure = jax.tree.flatten(updates)
         pairs = zip(leaves, resolve(table, updates), strict=True)
         return structure.unflatten(u * factor(jnp.shape(u), spec) for u, spec in pairs)

@@ -114,8 +114,8 @@ def debiased_adam(
 
     def init(params: Any) -> DebiasedAdamState:
         check_real("debiased_adam", params)
-        totals = (jnp.zeros((), scalar_dtype(params)) for _ in range(2))
-        return DebiasedAdamState(new_clock(), *totals, *_zeros(params))
+        mean, square = (jnp.zeros((), scalar_dtype(params)) for _ in range(2))
+        return DebiasedAdamState(new_clock(), mean, square, *_zeros(params))
 
     def update(
         updates: Any, state: DebiasedAdamState, params: Any = None, **_: Any
