@@ -53,8 +53,7 @@ def layer_rows(w: Any, structure: Any, gradient: Any = None) -> list[LayerRow]:
     """One row per leaf: pieces of structure it has, how many are left, how hard it is held.
 
     Args:
-      w: parameters, or the prox point.
-      structure: as in `structured_sparsity`.
+      w, structure: as in `supports`.
       gradient: of the loss; with it, rows of leaves whose penalty has one get `strength_max`, the
         dual norm of the gradient. At a stationary point it is at most the strength where a leaf is
         zero, and equal to it where something is left.

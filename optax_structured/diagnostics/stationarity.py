@@ -39,11 +39,9 @@ def stationarity(w: Any, gradient: Any, structure: Any, strength: Any) -> jax.Ar
     and the like for `L1` and `NuclearNorm`; a plain leaf adds the norm of its gradient.
 
     Args:
-      w: parameters, or the prox point.
+      w, structure, strength: as in `objective`.
       gradient: of the loss at `w`, full or of a large batch: with noise the distance does not
         vanish.
-      structure: as in `structured_sparsity`.
-      strength: lambda, a scalar.
 
     Returns:
       A scalar; 0 exactly at stationary points.

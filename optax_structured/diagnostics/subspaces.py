@@ -91,7 +91,6 @@ def subspace_overlap(old: Any, new: Any, low_rank: Any) -> dict[str, jax.Array]:
 
     Example: see `captured_energy`.
     """
-    del low_rank
     before, after = (_parts(state, "bases") for state in (old, new))
     overlaps = {}
     for name, basis in after.items():

@@ -87,9 +87,7 @@ def published_bytes(
     too, and scales as if blocks divided it; what is really held is in `memory_report`.
 
     Args:
-      method: one of `METHODS`.
-      structure: a `LowRank`, or `rules` of them; None for `"adamw"`.
-      params: concrete or abstract parameters.
+      method, structure, params: as in `published_numbers`.
       widths: bytes per number; by default 2, as the papers' bfloat16 tables count. 8-bit GaLore is
         `Widths(moments=1 + 4 / 256)`.
 

@@ -173,8 +173,7 @@ def state_bytes(tx: Any, params: Any) -> int:
     of the real state. On several devices see `state_shardings` for what each of them holds.
 
     Args:
-      tx: any optax transformation.
-      params: parameters, concrete or abstract (`jax.ShapeDtypeStruct`).
+      tx, params: as in `abstract_state`.
 
     Returns:
       Bytes, an int.
@@ -195,8 +194,7 @@ def memory_report(
     that its place in the state belongs to.
 
     Args:
-      tx: any optax transformation.
-      params: parameters, concrete or abstract (`jax.ShapeDtypeStruct`).
+      tx, params: as in `abstract_state`.
       structure: the `LowRank` or regularizer (or `rules` of them) that `tx` was built with: adds
         the rule and the rank of each leaf.
       method: adds the published formula of a method beside the actual numbers: one of

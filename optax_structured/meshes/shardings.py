@@ -88,7 +88,7 @@ def choose_sides(low_rank: Any, params: Any) -> Rules:
     for (path, leaf), spec in zip(named_leaves(params), resolve(low_rank, params), strict=True):
         paths.setdefault(_with_local_side(spec, leaf), []).append(path)
     # One pattern a spec, not one per leaf: a pattern is searched in the path of every leaf.
-    pairs = ((_any_of(names), spec) for spec, names in paths.items())
+    pairs = ((f"^(?:{'|'.join(map(re.escape, names))})$", spec) for spec, names in paths.items())
     return Rules(tuple(pairs), default=None)
 
 
@@ -118,10 +118,6 @@ def _is_sharded(leaf: Any, axes: AxisLike) -> bool:
     local = sharding.shard_shape(leaf.shape)
     axes = axes if isinstance(axes, tuple) else (axes,)
     return any(local[axis] < leaf.shape[axis] for axis in axes)
-
-
-def _any_of(names: list[str]) -> str:
-    return f"^(?:{'|'.join(map(re.escape, names))})$"
 
 
 def _mesh_of(params: Any) -> Mesh | AbstractMesh:

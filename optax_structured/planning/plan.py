@@ -129,12 +129,10 @@ def largest_rank(
     Ranks that do not pay are left out: those that no leaf can take, or with more state than AdamW.
 
     Args:
-      params: abstract parameters.
+      params, mesh, state_bits: as in `make_plan`.
       recipe: one of `RECIPES` that has a rank to choose.
       structure: what a rank stands for.
-      mesh: sizes by name of mesh axis; empty for one device.
       budget: bytes of the fullest device.
-      state_bits: as for `make_plan`.
 
     Raises:
       ValueError: a recipe without a rank to choose, or not even rank 1 fits.

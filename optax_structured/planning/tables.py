@@ -13,20 +13,30 @@ _LEFT_OUT = (
 
 
 def render(plan: Plan, width: int | None = None) -> str:
-    """The tables of a plan and what they mean.
-
-    Args:
-      plan: what `make_plan` found.
-      width: of the screen; None for as wide as it takes.
-    """
+    """The tables of a plan and what they mean; `width` is that of the screen."""
     size = sum(math.prod(leaf.shape) for leaf in plan.after.leaves)
     heading = f"{plan.name}: {size:,} parameters in {len(plan.after.leaves):,} leaves"
     words = _state_in_words(plan) + _weights_in_words(plan)
-    parts = [f"{heading}\n{aligned(_totals(plan), (1, 2, 3), width)}"]
+    before, after = plan.before, plan.after
+    totals = _table(
+        plan,
+        (before.weight_bytes, plan.weight_bytes),
+        (before.gradient_bytes, after.gradient_bytes),
+        (before.state_bytes, after.state_bytes),
+    )
+    parts = [f"{heading}\n{aligned(totals, (1, 2, 3), width)}"]
     if plan.mesh:
         shape = ", ".join(f"{name}={n}" for name, n in plan.mesh.items())
         heading = f"On each of {math.prod(plan.mesh.values())} devices ({shape})"
-        parts.append(f"{heading}\n{aligned(_each(plan), (1, 2, 3), width)}")
+        part = plan.per_device
+        gradients = part["gradients"]
+        each = _table(
+            plan,
+            (gradients, part["weights"]),
+            (gradients, gradients),
+            (part["before"], part["after"]),
+        )
+        parts.append(f"{heading}\n{aligned(each, (1, 2, 3), width)}")
     if plan.chip is not None:
         parts += [textwrap.fill(text, width or 120) for text in _on_chip(plan)]
     parts += [textwrap.fill(text, width or 120) for text in (words, _LEFT_OUT)]
@@ -36,30 +46,12 @@ def render(plan: Plan, width: int | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _totals(plan: Plan) -> list[tuple[str, ...]]:
-    before, after = plan.before, plan.after
-    old = 2 * before.weight_bytes + before.state_bytes
-    new = plan.weight_bytes + after.gradient_bytes + after.state_bytes
-    return [
-        _heading(plan),
-        ("weights", *_change(before.weight_bytes, plan.weight_bytes)),
-        ("gradients", *_change(before.gradient_bytes, after.gradient_bytes)),
-        ("optimizer state", *_change(before.state_bytes, after.state_bytes)),
-        ("total", *_change(old, new)),
-    ]
-
-
-def _each(plan: Plan) -> list[tuple[str, ...]]:
-    gradients, weights, before, after = (
-        plan.per_device[part] for part in ("gradients", "weights", "before", "after")
-    )
-    return [
-        _heading(plan),
-        ("weights", *_change(gradients, weights)),
-        ("gradients", *_change(gradients, gradients)),
-        ("optimizer state", *_change(before, after)),
-        ("total", *_change(2 * gradients + before, weights + gradients + after)),
-    ]
+def _table(plan: Plan, *changes: tuple[int, int]) -> list[tuple[str, ...]]:
+    """Weights, gradients and state under AdamW and under the recipe, and their sums."""
+    old, new = map(sum, zip(*changes, strict=True))
+    names = ("weights", "gradients", "optimizer state", "total")
+    rows = zip(names, (*changes, (old, new)), strict=True)
+    return [_heading(plan), *((name, *_change(*change)) for name, change in rows)]
 
 
 def _on_chip(plan: Plan) -> list[str]:

@@ -57,7 +57,6 @@ class Projector(abc.ABC):
           dtype: of a basis that is stored.
           name: path of the leaf, for whatever is to differ between leaves that are alike.
         """
-        del name
         return tuple(jnp.zeros((*frame.batch, n, r), dtype) for n, r in frame.compressed)
 
     @abc.abstractmethod

@@ -70,7 +70,6 @@ class DCT(OneSided):
         return frame
 
     def init(self, frame: Frame, dtype: Any, name: str) -> Basis:
-        del dtype, name
         return jnp.zeros((*frame.batch, frame.rank), jnp.int32)
 
     def refit(self, step: Refit) -> tuple[Basis, jax.Array]:

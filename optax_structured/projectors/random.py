@@ -65,7 +65,6 @@ class RandomProjection(OneSided):
         return self.distribution == "orthonormal"
 
     def init(self, frame: Frame, dtype: Any, name: str) -> Basis:
-        del dtype
         root = jnp.uint32(zlib.crc32(f"{self.seed} {name}".encode()))
         return mix(jnp.arange(frame.count, dtype=jnp.uint32).reshape(frame.batch) + root)
 

@@ -84,7 +84,6 @@ def dual_averaging(learning_rate: ScalarOrSchedule) -> optax.GradientTransformat
     def update(
         updates: Any, state: DualAveragingState, params: Any = None, **_: Any
     ) -> tuple[Any, DualAveragingState]:
-        del params
         check_same_tree("dual_averaging", updates, state.gradient_sum)
         steps = optax.safe_increment(state.steps)
         alpha = at_least_float32(state.alpha)

@@ -71,7 +71,6 @@ def adaptive_preconditioner(
     def update(
         updates: Any, state: AdaptivePreconditionerState, params: Any = None, **_: Any
     ) -> tuple[Any, AdaptivePreconditionerState]:
-        del params
         posed_by(
             "dual_averaging",
             updates,
@@ -174,7 +173,6 @@ def adam_preconditioner(
     def update(
         updates: Any, state: AdamPreconditionerState, params: Any = None, **_: Any
     ) -> tuple[Any, AdamPreconditionerState]:
-        del params
         posed_by(
             "moving_average",
             updates,

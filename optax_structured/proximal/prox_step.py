@@ -158,7 +158,8 @@ def prox_step(
             return None if sub is None else Problem(sub, spec, p)
 
         structure: Any = jax.tree.structure(updates)
-        leaves = [_array(u) for u in jax.tree.leaves(updates)]
+        leaves = jax.tree.leaves(updates)
+        leaves = [u if isinstance(u, Subproblem) else jnp.asarray(u) for u in leaves]
         current = [jnp.asarray(p) for p in jax.tree.leaves(params)]
         problems = [pose(*row) for row in zip(leaves, current, specs(params), strict=True)]
         posed = [problem for problem in problems if problem]
@@ -231,10 +232,6 @@ def _posed(joint: Joint, problems: list[Problem]) -> tuple[tuple[Any, ...], tupl
     centres = {i: made(x.sub.centre) for i, x in here.items()}
     begun = {i: made(x) for i, x in starts.items()}
     return (metric, first.weight), tuple(joint.matrix(x) for x in (directions, centres, begun))
-
-
-def _array(u: Any) -> Any:
-    return u if isinstance(u, Subproblem) else jnp.asarray(u)
 
 
 def _check_weight(sub: Subproblem | None, weight: Any, spec: Regularizer | None) -> None:

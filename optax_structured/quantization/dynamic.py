@@ -70,25 +70,9 @@ class Dynamic(Codec):
     def encode(self, x: jax.Array) -> DynamicCode:
         return _encode(self, x)
 
-    def _encode(self, x: jax.Array) -> DynamicCode:
-        blocks = in_blocks(beside(x, self.block), self.block).astype(jnp.float32)
-        # Infinity counts as the largest number: 0 times it would spoil the block.
-        absmax = jnp.max(blocks, -1)
-        if self.signed:
-            absmax = jnp.maximum(absmax, -jnp.min(blocks, -1))
-        absmax = jnp.clip(absmax, 0, np.finfo(np.float32).max)
-        codes = self._nearest(blocks / jnp.where(absmax == 0, 1, absmax)[..., None], blocks)
-        return DynamicCode(pack(codes) if self.bits == 4 else out_of_blocks(codes, x.shape), absmax)
-
     def decode(self, encoded: DynamicCode, shape: Sequence[int] | None = None) -> jax.Array:
         shape = encoded.codes.shape if shape is None else shape
         return _decode((self, tuple(shape)), encoded)
-
-    def _decode(self, encoded: DynamicCode, shape: Sequence[int]) -> jax.Array:
-        codes, absmax = encoded
-        blocks = unpack(codes) if self.bits == 4 else in_blocks(codes, self.block)
-        numbers = lookup(codebook(self.bits, self.signed), blocks)
-        return out_of_blocks(numbers * absmax[..., None], shape)
 
     def abstract(self, shape: Sequence[int]) -> DynamicCode:
         """The codes of an array of this shape, as shapes."""
@@ -120,10 +104,20 @@ class Dynamic(Codec):
 
 @traced_once
 def _encode(codec: Dynamic, x: jax.Array) -> DynamicCode:
-    return codec._encode(x)
+    blocks = in_blocks(beside(x, codec.block), codec.block).astype(jnp.float32)
+    # Infinity counts as the largest number: 0 times it would spoil the block.
+    absmax = jnp.max(blocks, -1)
+    if codec.signed:
+        absmax = jnp.maximum(absmax, -jnp.min(blocks, -1))
+    absmax = jnp.clip(absmax, 0, np.finfo(np.float32).max)
+    codes = codec._nearest(blocks / jnp.where(absmax == 0, 1, absmax)[..., None], blocks)
+    return DynamicCode(pack(codes) if codec.bits == 4 else out_of_blocks(codes, x.shape), absmax)
 
 
 @traced_once
 def _decode(static: tuple[Dynamic, tuple[int, ...]], encoded: DynamicCode) -> jax.Array:
     codec, shape = static
-    return codec._decode(encoded, shape)
+    codes, absmax = encoded
+    blocks = unpack(codes) if codec.bits == 4 else in_blocks(codes, codec.block)
+    numbers = lookup(codebook(codec.bits, codec.signed), blocks)
+    return out_of_blocks(numbers * absmax[..., None], shape)

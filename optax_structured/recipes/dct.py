@@ -181,7 +181,6 @@ def _scaled_by_shape(table: Rules, scaling: ShapeFactor) -> optax.GradientTransf
         }[scaling]
 
     def scale(updates: Any, params: Any = None) -> Any:
-        del params
         structure: Any
         leaves, structure = jax.tree.flatten(updates)
         pairs = zip(leaves, resolve(table, updates), strict=True)

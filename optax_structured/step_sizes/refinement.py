@@ -73,7 +73,6 @@ def record_norms(
     def update(
         updates: Any, state: RecordNormsState, params: Any = None, **_: Any
     ) -> tuple[Any, RecordNormsState]:
-        del params
         leaves = [jnp.abs(at_least_float32(g)) for g in jax.tree.leaves(updates)]
         powers = [jnp.sum(g**ord).astype(state.norms.dtype) for g in leaves]
         total = sum(powers, jnp.zeros((), state.norms.dtype))

@@ -87,7 +87,6 @@ def accumulate(
             return cast(stepped), jax.tree.map(jnp.zeros_like, total), as_stored(new, state)
 
         def wait(count: jax.Array, total: Any, state: Any, *_: Any) -> Any:
-            del count
             return cast(jax.tree.map(jnp.zeros_like, total)), total, state
 
         def cast(tree: Any) -> Any:

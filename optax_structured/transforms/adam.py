@@ -15,6 +15,7 @@ from optax_structured.trees.precision import (
     as_updates,
     at_least_float32,
     scalar_dtype,
+    times,
     wide_dtype,
 )
 from optax_structured.trees.tree_checks import check_real
@@ -183,12 +184,8 @@ def bias_correction(
         mean = average(state.mean, 1.0, now(b1, state.clock))
         square = average(state.mean_square, 1.0, now(b2, state.clock))
         factor = jnp.sqrt(square) / mean
-
-        def correct(u: Any) -> jax.Array:
-            wide = at_least_float32(u)
-            return wide * factor.astype(wide.dtype)
-
-        corrected = as_updates(jax.tree.map(correct, updates), updates, params)
+        corrected = jax.tree.map(lambda u: times(u, factor), updates)
+        corrected = as_updates(corrected, updates, params)
         new = as_stored((mean, square), state[1:])
         return corrected, BiasCorrectionState(tick(state.clock), *new)
 

@@ -70,7 +70,6 @@ def sign_agreement(decay: ScalarOrSchedule = 0.9) -> optax.GradientTransformatio
     def update(
         updates: Any, state: SignAgreementState, params: Any = None, **_: Any
     ) -> tuple[Any, SignAgreementState]:
-        del params
         check_same_tree("sign_agreement", updates, state.signs)
         dtype = state.total.dtype
         share = jnp.asarray(now(decay, state.clock), dtype)

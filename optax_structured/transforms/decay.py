@@ -50,7 +50,6 @@ def decay_updated_weights(
     check_nonnegative("weight_decay", weight_decay)
 
     def init(params: Any) -> DecayState:
-        del params
         return DecayState(new_clock())
 
     def update(

@@ -9,7 +9,13 @@ import optax
 from optax_structured.states.clock import Clock, ScalarOrSchedule, new_clock, now, tick
 from optax_structured.states.roles import Factor
 from optax_structured.trees.checks import check_positive
-from optax_structured.trees.precision import as_updates, at_least_float32, scalar_dtype, wide_dtype
+from optax_structured.trees.precision import (
+    as_updates,
+    at_least_float32,
+    scalar_dtype,
+    times,
+    wide_dtype,
+)
 from optax_structured.trees.tree_checks import check_real
 
 
@@ -88,7 +94,7 @@ def norm_growth_limiter(
         norm = jnp.sqrt(squares if per == "leaf" else jnp.sum(squares))
         factor, norm = limit(norm, state.norm, now(growth, state.clock), now(eps, state.clock))
         factors = jnp.broadcast_to(factor, (len(leaves),))
-        limited = [_times(u, f) for u, f in zip(leaves, factors, strict=True)]
+        limited = [times(u, f) for u, f in zip(leaves, factors, strict=True)]
         limited = jax.tree.unflatten(jax.tree.structure(updates), limited)
         new = NormGrowthLimiterState(tick(state.clock), norm.astype(state.norm.dtype))
         return as_updates(limited, updates, params), new
@@ -126,8 +132,3 @@ def limit(
 
 def _square(u: Any) -> jax.Array:
     return jnp.sum(jnp.square(at_least_float32(u)))
-
-
-def _times(u: Any, factor: jax.Array) -> jax.Array:
-    wide = at_least_float32(u)
-    return wide * factor.astype(wide.dtype)

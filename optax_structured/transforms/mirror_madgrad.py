@@ -71,7 +71,6 @@ def scale_by_mirror_madgrad(
     def update(
         updates: Any, state: ScaleByMirrorMadgradState, params: Any = None, **_: Any
     ) -> tuple[Any, ScaleByMirrorMadgradState]:
-        del params
         check_same_tree("scale_by_mirror_madgrad", updates, state.square_sum)
         steps, floor = optax.safe_increment(state.steps), now(eps, state.clock)
 

@@ -53,7 +53,6 @@ def _by_deviation(decay: Any, eps: Any) -> optax.GradientTransformation:
     """As `optax.scale_by_stddev`, without NaN where rounding makes a variance negative."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
         mu = optax.tree.update_moment(updates, state.mu, decay, 1)
         nu = optax.tree.update_moment(updates, state.nu, decay, 2)
 

@@ -16,15 +16,9 @@ Side = Literal["small", "large", "rows", "cols"]
 
 
 def normalize_axes(axes: AxisLike, ndim: int, name: str) -> tuple[int, ...]:
-    """Axes as a tuple of non-negative ints, in the order given.
+    """Axes of a leaf as a tuple of ints of at least 0, all different, in the order given.
 
-    Args:
-      axes: an int or a tuple of ints; negative ones count from the end.
-      ndim: number of dimensions of the leaf.
-      name: what the errors call the axes.
-
-    Returns:
-      Ints of at least 0, all different.
+    Negative ones count from the end; `name` is what the errors call them.
 
     Raises:
       TypeError: `axes` is neither an int nor a tuple of ints.
@@ -114,9 +108,7 @@ class Axes:
     def from_dimension_numbers(cls, numbers: Any, side: Side = "small") -> "Axes":
         """The axes of a record such as `optax.contrib.MuonDimensionNumbers`.
 
-        Args:
-          numbers: anything with `reduction_axis` (the rows) and `output_axis` (the columns).
-          side: as in `Axes`.
+        That is anything with `reduction_axis` (the rows) and `output_axis` (the columns).
         """
         if not (hasattr(numbers, "reduction_axis") and hasattr(numbers, "output_axis")):
             raise TypeError(

@@ -20,12 +20,8 @@ def path_name(key_path: KeyPath) -> str:
     Use `named_leaves` where the whole tree is at hand: it can tell a flax box from a module that
     has a field called `value` next to others.
 
-    Args:
-      key_path: as `jax.tree_util.tree_flatten_with_path` gives it.
-
-    Returns:
-      Dictionary keys, attributes and indices, joined by "/"; "" for the root. A ":" in a key counts
-      as "/", so that leaves have the same names in a state, by `state_key`.
+    Dictionary keys, attributes and indices are joined; "" is the root. A ":" in a key counts as
+    "/", so that leaves have the same names in a state, by `state_key`.
 
     >>> import jax
     >>> params = {"layers": [{"kernel": 1.0}]}
@@ -66,14 +62,11 @@ def named_positions(tree: Any) -> list[tuple[str, Any]]:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree with their names, in the order of `jax.tree.leaves`.
+    """`(name, leaf)` of the leaves of a tree, in the order of `jax.tree.leaves`.
 
-    Args:
-      tree: dictionaries, lists, flax (linen, nnx) or equinox parameters, concrete or abstract.
-
-    Returns:
-      `(name, leaf)` pairs; None and `optax.MaskedNode` are no leaves. Names are unique unless a
-      dictionary key itself holds a "/" or ":".
+    Of dictionaries, lists, flax (linen, nnx) or equinox parameters, concrete or abstract; None and
+    `optax.MaskedNode` are no leaves. Names are unique unless a dictionary key itself holds a "/" or
+    ":".
 
     >>> named_leaves({"dense": {"kernel": 1.0, "bias": None}, "scale": 2.0})
     [('dense/kernel', 1.0), ('scale', 2.0)]
@@ -84,12 +77,6 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def state_key(name: str) -> str:
     """The name of a leaf as a key of a state: without "/", at which checkpoints split their keys.
 
-    Args:
-      name: "/"-joined, as of `named_leaves`.
-
-    Returns:
-      The key.
-
     >>> state_key("layers/0/kernel")
     'layers:0:kernel'
     """
@@ -99,12 +86,6 @@ def state_key(name: str) -> str:
 def name_of_key(key: str) -> str:
     """The name of the leaf that `state_key` made a key of.
 
-    Args:
-      key: of a state.
-
-    Returns:
-      The "/"-joined name.
-
     >>> name_of_key("layers:0:kernel")
     'layers/0/kernel'
     """
@@ -112,13 +93,7 @@ def name_of_key(key: str) -> str:
 
 
 def state_keys(tree: Any) -> list[str]:
-    """The keys of the leaves of a tree, in the order of `jax.tree.leaves`.
-
-    Args:
-      tree: as of `named_leaves`.
-
-    Returns:
-      A `state_key` per leaf.
+    """The `state_key` of each leaf of a tree, in the order of `jax.tree.leaves`.
 
     Raises:
       ValueError: two leaves have the same name.
@@ -138,15 +113,7 @@ def _joined(key_path: KeyPath) -> str:
 
 
 def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` whose function also receives the leaf's name first.
-
-    Args:
-      f: called as `f(name, leaf, *rest_leaves)`.
-      tree: decides the structure and the names.
-      rest: trees of which `tree`'s structure is a prefix.
-
-    Returns:
-      A tree with the structure of `tree`.
+    """`jax.tree.map` of `f(name, leaf, *rest_leaves)`; `tree` decides the structure and the names.
 
     >>> map_named(lambda name, x, y: f"{name}: {x + y}", {"a": 1, "b": None}, {"a": 2, "b": None})
     {'a': 'a: 3', 'b': None}

@@ -45,6 +45,12 @@ def as_stored(new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: n if n.dtype == o.dtype else n.astype(o.dtype), new, old)
 
 
+def times(x: ArrayLike, factor: jax.Array) -> jax.Array:
+    """`x`, float32 at least, times a scalar."""
+    wide = at_least_float32(x)
+    return wide * factor.astype(wide.dtype)
+
+
 def finite(x: jax.Array) -> jax.Array:
     """`x` with zero for NaN and infinities."""
     # `jnp.where` is a function of its own, which would be compiled into each of its callers.

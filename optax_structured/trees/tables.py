@@ -12,13 +12,8 @@ _NUMBER = re.compile(r"\d+")
 def kinds(items: Iterable[T], alike: Callable[[T], Hashable]) -> list[tuple[str, list[T]]]:
     """Items with a `path`, put together where paths differ in numbers only and `alike` is equal.
 
-    Args:
-      items: with an attribute `path`.
-      alike: what must be equal too, such as shape and rule.
-
-    Returns:
-      `(name, items)` pairs in the order of first appearance. The name of a single item is its path,
-      that of several has the range of the numbers in which their paths differ, and says how many.
+    `(name, items)` pairs in the order of first appearance. The name of a single item is its path,
+    that of several has the range of the numbers in which their paths differ, and says how many.
 
     >>> from types import SimpleNamespace as Leaf
     >>> leaves = [Leaf(path=f"layers/{i}/kernel") for i in range(12)] + [Leaf(path="head")]

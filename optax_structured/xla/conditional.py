@@ -56,7 +56,6 @@ def branch(
             return jax.vmap(member, in_axes, axis_size=size)(pred, *operands)
 
         def none(pred: jax.Array, *operands: Any) -> Any:
-            del pred
             return jax.vmap(false_fun, axes, axis_size=size)(*operands)
 
         # All that is traced goes in as an operand: what a branch closes over is not batched again.

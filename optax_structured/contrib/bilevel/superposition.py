@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import string
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
+
+from optax_structured.trees.checks import check_choice
 
 Sampler: TypeAlias = Literal["softmax", "sparsemax", "dirichlet", "gumbel", "uniform"]
 
@@ -175,8 +177,7 @@ def architecture_weights(
       >>> print(architecture_weights(jnp.array([0.0, 0.0, -2.0]), "sparsemax"))
       [0.5 0.5 0. ]
     """
-    if sampler not in get_args(Sampler):
-        raise ValueError(f"sampler must be one of {', '.join(get_args(Sampler))}, got {sampler!r}")
+    check_choice("sampler", sampler, Sampler)
     logits = jnp.asarray(logits)
     if sampler == "softmax":
         return jax.nn.softmax(logits)

@@ -1,7 +1,7 @@
 """Sketched updates: R g is sent instead of g, and R^T is applied on arrival."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optax_structured.states.clock import Clock, new_clock, tick
-from optax_structured.trees.checks import check_positive
+from optax_structured.trees.checks import check_choice, check_positive
 from optax_structured.trees.precision import at_least_float32
 
 Kind: TypeAlias = Literal["countsketch", "sparse", "ams", "gaussian", "srht"]
@@ -44,8 +44,7 @@ def sketch_of(kind: Kind, tables: Mapping[str, ArrayLike], size: int, width: int
       >>> print(sketch_of("countsketch", tables, 3, 2).sketch(jnp.array([5.0, 7.0, 1.0])))
       [ 4. -7.]
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    check_choice("kind", kind, Kind)
     table = {name: jnp.asarray(tables[name]) for name in _TABLES[kind]}
     if kind in ("ams", "gaussian"):
         matrix = table[_TABLES[kind][0]] / width**0.5
@@ -191,8 +190,7 @@ def sketched_updates(
     check_positive("ratio", ratio)
     if ratio > 1:
         raise ValueError(f"ratio must be in (0, 1], got {ratio!r}")
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    check_choice("kind", kind, Kind)
 
     def init(params: Any) -> SketchedUpdatesState:
         del params

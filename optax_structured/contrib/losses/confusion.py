@@ -1,12 +1,12 @@
 """AnyLoss: accuracy, F-beta, G-mean and their kin as losses, from a soft confusion matrix."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_structured.trees.checks import check_nonnegative, check_positive
+from optax_structured.trees.checks import check_choice, check_nonnegative, check_positive
 from optax_structured.trees.precision import at_least_float32
 
 Metric: TypeAlias = Literal[
@@ -127,8 +127,7 @@ def confusion_metric(
       >>> print(confusion_metric(counts, "f_beta"), confusion_metric(counts, "accuracy"))
       0.75 0.96
     """
-    if metric not in get_args(Metric):
-        raise ValueError(f"metric must be one of {', '.join(get_args(Metric))}, got {metric!r}")
+    check_choice("metric", metric, Metric)
     check_nonnegative("beta", beta)
     check_positive("eps", eps)
     tp, fp, fn, tn = counts

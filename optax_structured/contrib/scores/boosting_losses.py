@@ -1,10 +1,12 @@
 """Losses of gradient boosting: best constant, residual, Newton step."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+from optax_structured.trees.checks import check_choice
 
 Kind: TypeAlias = Literal["squared", "logistic", "softmax"]
 
@@ -45,8 +47,7 @@ def boosting_loss(kind: Kind) -> BoostingLoss:
       >>> print(loss.residual(y, jnp.zeros(3)), f"{loss.start(y):.3f}")
       [ 1.  1. -1.] 0.347
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    check_choice("kind", kind, Kind)
     return {"squared": _SQUARED, "logistic": _LOGISTIC, "softmax": _SOFTMAX}[kind]
 
 

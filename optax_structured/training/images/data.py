@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from optax_structured.training.names import check_known
+
 NAMES = ("digits", "fashion-mnist")
 FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"
 
@@ -40,11 +42,8 @@ def load(name: str, data_dir: str = FASHION_MNIST_DIR) -> Images:
       ValueError: an unknown name, or a file that is not what it should be.
       FileNotFoundError: no idx files in `data_dir`.
     """
-    if name == "digits":
-        return _digits()
-    if name == "fashion-mnist":
-        return _fashion_mnist(pathlib.Path(data_dir))
-    raise ValueError(f"unknown data {name!r}: choose one of {', '.join(NAMES)}")
+    check_known("data", name, NAMES)
+    return _digits() if name == "digits" else _fashion_mnist(pathlib.Path(data_dir))
 
 
 def _digits() -> Images:

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from optax_structured.training.names import check_known
+
 NAMES = ("conv", "lenet", "mlp", "logistic")
 
 
@@ -85,6 +87,7 @@ def make(name: str, image: tuple[int, ...], classes: int) -> nn.Module:
     Raises:
       ValueError: an unknown name, or images too small for "lenet".
     """
+    check_known("model", name, NAMES)
     if name == "conv":
         return ConvNet((16, 32), window=3, padding=1, hidden=64, classes=classes)
     if name == "lenet":
@@ -96,9 +99,7 @@ def make(name: str, image: tuple[int, ...], classes: int) -> nn.Module:
         return ConvNet((20, 50), window=5, padding=0, hidden=500, classes=classes)
     if name == "mlp":
         return MLP((512, 256, 128, 64, 32, 16), classes)
-    if name == "logistic":
-        return MLP((), classes)
-    raise ValueError(f"unknown model {name!r}: choose one of {', '.join(NAMES)}")
+    return MLP((), classes)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
