@@ -92,13 +92,7 @@ def numbers(
 def own_settings(
     settings: Sequence[str], recipes: Sequence[str], kinds: Mapping[str, Callable[[str], Any]]
 ) -> dict[str, dict[str, Any]]:
-    """`RECIPE.NAME=VALUE` as a dictionary a recipe.
-
-    Args:
-      settings: what was given.
-      recipes: names that may be on the left.
-      kinds: what each NAME makes of its text.
-    """
+    """`RECIPE.NAME=VALUE` as a dictionary per recipe; `kinds` reads the value of a NAME."""
     own: dict[str, dict[str, Any]] = {name: {} for name in recipes}
     for setting in settings:
         target, _, value = setting.partition("=")

@@ -58,16 +58,12 @@ def _annotations() -> dict[str, Any]:
                 known.append(f"For {task}: {text}" if known else text)
     return {
         name: Annotated[
-            _typer_type(kind),
+            # Numbers separated by commas are text on the command line.
+            str | None if typing.get_origin(kind) is tuple else kind | None,
             common.option(" ".join(texts[name]), f"--{name.replace('_', '-')}", panel=panels[name]),
         ]
         for name, kind in kinds.items()
     }
-
-
-def _typer_type(hint: Any) -> Any:
-    """The type on the command line: numbers separated by commas are text there."""
-    return str | None if typing.get_origin(hint) is tuple else hint | None
 
 
 def kinds(config: type[Config]) -> dict[str, Callable[[str], Any]]:

@@ -48,8 +48,7 @@ def refit(
     """What is held of one leaf, after a fit of the matrices that are due.
 
     Args:
-      p: the leaf.
-      held: before.
+      p, held: the leaf, and what was held before.
       moments: what the arrays of `held.moments` are.
       matrix: (\\*batch, m, n), the gradient to fit, in its own orientation.
       mask: bool, whether the leaf is due; None: its rule decides.

@@ -27,12 +27,8 @@ def check_leaves(
 ) -> None:
     """Raises ValueError for a state of other leaves, or of another rank, codec or projector.
 
-    Args:
-      element: that was given the state.
-      leaves: the plan of the gradients.
-      begun: what `init` makes of `(leaf, p)`, by the field of the state that holds it.
-      held: the fields of the state that hold dictionaries by key.
-      state: all of it.
+    `begun` is what `init` makes of `(leaf, p)`, by field of the state; the fields `held` hold
+    dictionaries by key.
     """
     alike: dict[Any, dict[str, Arrays]] = {}  # once for leaves that are alike
     parts = {name: x if isinstance(x := getattr(state, name), Mapping) else {} for name in held}

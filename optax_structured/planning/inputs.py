@@ -69,15 +69,10 @@ def parse_mesh(text: str | None) -> dict[str, int]:
 
 
 def low_rank_rules(spec: Any, params: Any, plain: str | None = None) -> Rules:
-    """`spec` for every leaf that can take it, but for those of a pattern.
+    """A `LowRank` for every leaf that can take it, but for those of the pattern `plain`.
 
-    Kernels of attention with an axis of heads, told by names and shapes, are one matrix.
-
-    Args:
-      spec: a `LowRank`.
-      params: abstract parameters.
-      plain: pattern of the leaves that stay plain; by default what is published so (embeddings,
-        head, norms), if there is any.
+    By default what is published so stays plain (embeddings, head, norms), if there is any. Kernels
+    of attention with an axis of heads, told by names and shapes, are one matrix.
     """
     pairs: list[tuple[str, Any]] = []
     if plain is not None or any(re.search(PLAIN_LEAVES, name) for name, _ in named_leaves(params)):

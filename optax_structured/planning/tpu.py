@@ -66,14 +66,10 @@ def devices(chip: Chip, count: int) -> list[Any]:
 def compile_step(
     tx: Any, placed: Any, mesh: Mapping[str, int], chip: Chip, kind: AxisType = AxisType.Auto
 ) -> CompiledStep:
-    """Compiles `update` and `apply_updates`, weights and state donated.
+    """Compiles `update` and `apply_updates` for a mesh of chips, weights and state donated.
 
-    Args:
-      tx: the optimizer.
-      placed: abstract parameters, from `place` for the same mesh.
-      mesh: sizes by name; empty for one device.
-      chip: what to compile for.
-      kind: of the mesh axes.
+    `placed` are the abstract parameters that `place` gives for the same mesh; an empty one is one
+    device.
     """
     sizes = dict(mesh) or {"devices": 1}
     chosen = np.asarray(devices(chip, math.prod(sizes.values()))).reshape(*sizes.values())

@@ -42,11 +42,9 @@ class Kernel:
 
 
 def placed(cores: Iterable[tuple[str, Core]], params: Any) -> tuple[Kernel, ...]:
-    """The kernels of a tree of parameters, in its order.
+    """The kernels of a tree of parameters, in its order; its leaves may stack the cores.
 
-    Args:
-      cores: `(path, Core)` of the layers; a path that is no leaf is passed over.
-      params: concrete or abstract parameters, whose leaves may stack the cores.
+    A path of `cores` that is no leaf is passed over.
 
     Raises:
       ValueError: a leaf whose shape is not that of its core with axes added.

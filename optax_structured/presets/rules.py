@@ -1,4 +1,4 @@
-"""Tables of rules for the layers of a model, whatever library it is written in."""
+"""Tables of rules for the layers of a model, of flax, equinox or haiku."""
 
 import dataclasses
 import re
@@ -49,7 +49,7 @@ def kernels(model: Any, *inputs: Any, **named: Any) -> tuple[Kernel, ...]:
 def axes(model: Any, *inputs: Any, plain: str | None = None, **named: Any) -> Rules:
     """The matrix view of every linear kernel, rows for outputs; None for everything else.
 
-    For whatever takes `rules` of `Axes`: `welore_plan`, `weight_normalized`.
+    For what takes `rules` of `Axes`: `welore_plan`, `weight_normalized`.
 
     Args:
       model, inputs, named: as in `kernels`.

@@ -16,13 +16,10 @@ def watched(
     inputs: tuple[Any, ...],
     layers: Callable[[Any, Any, Any], Cores],
 ) -> tuple[Any, dict[str, Core]]:
-    """What `init` makes, abstract, and the layers that are known by the path of their kernel.
+    """What `init` makes of the inputs, abstract, and the known layers by the path of their kernel.
 
-    Args:
-      intercept: `intercept_methods` of the library.
-      init: initialises the model, of the inputs.
-      inputs: concrete or abstract.
-      layers: the kernels of a module that was called with `(args, kwargs)`.
+    `intercept` is `intercept_methods` of the library; `layers(module, args, kwargs)` gives the
+    kernels of a module that was called.
     """
     cores: dict[str, Core] = {}
 

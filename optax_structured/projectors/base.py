@@ -55,7 +55,7 @@ class Projector(abc.ABC):
         Args:
           frame: the view of the leaf.
           dtype: of a basis that is stored.
-          name: path of the leaf, for whatever is to differ between leaves that are alike.
+          name: path of the leaf, for what differs between leaves that are alike.
         """
         return tuple(jnp.zeros((*frame.batch, n, r), dtype) for n, r in frame.compressed)
 

@@ -81,7 +81,9 @@ class Tucker(Projector):
             whole = tensor(frame, gradient / repeated(magnitude(gradient), gradient))
 
             def direction(x: jax.Array, k: int) -> jax.Array:
-                unfolded = _unfold(x, k - len(basis), len(frame.batch))
+                # (*batch, n_k, rest): the matrix of an axis against all others.
+                first = jnp.moveaxis(x, k - len(basis), len(frame.batch))
+                unfolded = first.reshape(*frame.batch, first.shape[len(frame.batch)], -1)
                 gram = product(unfolded, transpose(unfolded))
                 return fix_signs(leading(gram, basis[k].shape[-1]))
 
@@ -129,9 +131,3 @@ def fractional_rank(sizes: Sequence[int], fraction: float) -> tuple[int, ...]:
         stored = c ** len(sizes) * entries + c * squares
         low, high = (c, high) if stored < fraction * entries else (low, c)
     return tuple(max(1, round(low * n)) for n in sizes)
-
-
-def _unfold(tensor: jax.Array, axis: int, batch: int) -> jax.Array:
-    r"""(\*batch, n_k, rest): the matrix of an axis against all others."""
-    first = jnp.moveaxis(tensor, axis, batch)
-    return first.reshape(*first.shape[: batch + 1], -1)

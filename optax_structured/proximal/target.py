@@ -31,7 +31,7 @@ class TargetSparsity:
         whose layers all died nothing comes back, at any strength.
       gain: g, the largest change of the logarithm in a step, above 0. 0.1 for `ramda` and `rmda`,
         whose point follows the strength at once; 0.01 for `prox_sgd` and `prox_adam` or a plain
-        `prox_step`, whose zeros come late and seldom go: they end above the share.
+        `prox_step`, whose zeros come late and rarely go: they end above the share.
 
     Raises:
       ValueError: a value out of the ranges above.

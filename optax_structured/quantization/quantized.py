@@ -40,7 +40,7 @@ def quantized(
     .. math:: u, s' = \text{inner}(g, D(e)), \qquad e \leftarrow E(s')
 
     so that a step uses the moments before they are rounded. Leaves are decoded, updated and encoded
-    one after the other; the whole state is never in memory in float32, whatever `inner` is.
+    one after the other; the whole state is never in memory in float32, for any `inner`.
 
     What is encoded follows from what an array is, which the states of this library say beside their
     fields, and a table says for those of optax and optax.contrib: averages of gradients (first

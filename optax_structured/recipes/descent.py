@@ -30,7 +30,7 @@ def decoupled(weight_decay: ScalarOrSchedule) -> optax.GradientTransformation:
 def adam_or(
     inner: optax.GradientTransformation | None, b1: Any, b2: Any, eps: Any
 ) -> tuple[optax.GradientTransformation, tuple[optax.GradientTransformation, ...]]:
-    """Adam without its correction of bias, and the correction; or what was given in its place."""
+    """Adam without its correction of bias, and the correction; or what was given instead."""
     if inner is None:
         return uncorrected_adam(b1, b2, eps), (bias_correction(b1, b2),)
     defaults = {"b1": (b1, 0.9), "b2": (b2, 0.999), "eps": (eps, 1e-6)}

@@ -50,7 +50,7 @@ def grad_norm_lorp(
     Args:
       learning_rate: :math:`\eta`, a number or schedule; 0.01 to pre-train, 3e-5 to fine-tune.
       low_rank: a `LowRank`, or `rules` of them. Its axes say which are rows, in the layout
-        (outputs, inputs) if nothing is said; for kernels (inputs, outputs) write
+        (outputs, inputs) by default; for kernels (inputs, outputs) write
         `LowRank(..., axes=Axes(rows=-1, cols=-2))`.
       scale: a, of the steps of the directions, a number or schedule; 0.25 to pre-train, 4 to
         fine-tune.

@@ -1,4 +1,4 @@
-"""Starting a part of an optimizer state again, whatever transformation made it."""
+"""Starting a part of the state of any optimizer again."""
 
 from typing import Any
 

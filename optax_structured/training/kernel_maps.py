@@ -17,9 +17,7 @@ _SHOWN, _LARGEST_SIDE = 4, 400
 def draw_kernels(params: Any, structure: Any) -> bytes | None:
     """PNG of the largest matrices; None if the parameters have none.
 
-    Args:
-      params: of the run; axes in front of the last two are unrolled into the rows.
-      structure: what the optimizer was built with: the rank of a `LowRank` is marked.
+    Axes in front of the last two are unrolled into the rows; the rank of a `LowRank` is marked.
     """
     specs = resolve(structure, params)
     leaves = [

@@ -76,7 +76,7 @@ class Task(abc.ABC):
     """One configuration made ready to run on its data.
 
     A step is a function of seed, step and state alone, so every recipe sees the same data, and a
-    run continues from any step, whatever the calls it was made in.
+    run continues from any step, however its steps were split into calls.
     """
 
     # Of the kind.

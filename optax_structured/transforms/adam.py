@@ -101,8 +101,8 @@ def debiased_adam(
     Raises:
       ValueError: a value out of the ranges above.
 
-    Equals `optax.scale_by_adam`, with moments in float32 at least, and with a direction of zero in
-    place of NaN where there never was a gradient and eps is 0.
+    Equals `optax.scale_by_adam`, with moments in float32 at least, and with a direction of zero
+    instead of NaN where there never was a gradient and eps is 0.
 
     Example:
       >>> import jax.numpy as jnp, optax_structured as oxs

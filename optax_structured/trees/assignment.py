@@ -20,7 +20,7 @@ class Assignment(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the leaf, whatever it is."""
+        """Of the leaf."""
         return np.shape(self.leaf)
 
 

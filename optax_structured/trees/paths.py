@@ -17,7 +17,7 @@ _BOX = GetAttrKey("value")
 def path_name(key_path: KeyPath) -> str:
     """The "/"-joined name of one JAX key path, without a trailing attribute `value`.
 
-    Use `named_leaves` where the whole tree is at hand: it can tell a flax box from a module that
+    Use `named_leaves` where you have the whole tree: it can tell a flax box from a module that
     has a field called `value` next to others.
 
     Dictionary keys, attributes and indices are joined; "" is the root. A ":" in a key counts as

@@ -28,7 +28,7 @@ def norm(tree: Any) -> jax.Array:
 
 
 def rows_times(rows: jax.Array, x: jax.Array) -> jax.Array:
-    """Inner products (m,) of the rows of (m, *shape) with x, whatever axes of it are sharded.
+    """Inner products (m,) of the rows of (m, *shape) with x, for any sharding of it.
 
     A contraction of sharded axes is refused under explicit meshes, a sum is not.
     """

@@ -195,12 +195,6 @@ def rules(*pairs: tuple[str, Any], default: Any = _Missing.DEFAULT) -> Rules:
 def as_rules(value: Any) -> Rules:
     """`value` itself when it is a table, else the table that has it as its only default.
 
-    Args:
-      value: a `Rules`, a spec or None.
-
-    Returns:
-      A `Rules`.
-
     >>> as_rules("sparse").default
     'sparse'
     """
@@ -213,14 +207,8 @@ def resolve(structure: Any, params: Any) -> list[Any]:
     A spec may have `check(shape)`, which raises ValueError when a leaf of that shape cannot take
     it. A leaf that cannot take the *default* stays plain; a leaf that matches a pattern and cannot
     take the pattern's spec is an error. A spec may also have `fitted(shape)`, the spec as it
-    applies to a leaf of that shape. Values with neither apply unchanged.
-
-    Args:
-      structure: a `Rules`, or a single spec or None, which then is the default of all leaves.
-      params: concrete or abstract parameters.
-
-    Returns:
-      One spec or None per leaf.
+    applies to a leaf of that shape. Values with neither apply unchanged. A single spec or None
+    instead of a `Rules` is the default of all leaves.
 
     Raises:
       ValueError: as `Rules.assign`, and for a leaf that cannot take an explicit spec.
@@ -241,17 +229,11 @@ _FLATTENED = 8
 
 
 def check_some_use(structure: Any, params: Any, kind: type, complaint: str) -> None:
-    """Raises ValueError where a structure does nothing for a whole tree that has what it is for.
+    """Raises ValueError where no leaf gets a spec of this kind, though some leaf could take one.
 
     That is a leaf of two axes or more, or one vector that is all: what `optax.flatten` makes of a
     tree. A tree of biases and scalars is left alone, and so is one with masked leaves, since
-    another part may be meant.
-
-    Args:
-      structure: a spec, or `rules` of them.
-      params: concrete or abstract parameters.
-      kind: the class of its specs.
-      complaint: how the sentence begins, such as "no leaf can be projected".
+    another part may be meant. `complaint` begins the sentence, as "no leaf can be projected".
     """
     leaves = settle(structure, params)
     if not leaves or any(isinstance(leaf.value, kind) for leaf in leaves):

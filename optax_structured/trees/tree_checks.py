@@ -17,11 +17,7 @@ class AnotherTree(ValueError):
 def check_same_tree(element: str, given: Any, known: Any, whose: str = "init") -> None:
     """Raises ValueError unless `given` has the leaves of `known`, with their shapes.
 
-    Args:
-      element: who asks, for the message.
-      given: the gradients, or the parameters, of an update.
-      known: a tree that `element` holds.
-      whose: what `known` stands for, as in "the tree of ...".
+    The message says that `element` was given another tree than that of `whose`.
     """
     before: Any = jax.tree.structure(known)
     if before == jax.tree.structure(given):

@@ -39,7 +39,7 @@ def keep_on_grid(
 
     Args:
       codec: an `Affine`, or `rules` of them and None. Leaves of fewer than two axes stay as they
-        are. So should stacked norm scales and whatever is not about zero in each group: give them
+        are. So should stacked norm scales and what is not centred at zero in its group: give them
         None.
       stochastic: round at random; else to the nearest, where steps below half a level are lost.
       seed: of the draws, an int; 0. The key of a leaf is made of it, of the step and

@@ -53,7 +53,7 @@ def quantize_weights(params: Any, codec: Affine | Rules = Affine()) -> Any:  # n
     Args:
       params: parameters in floating point.
       codec: an `Affine`, or `rules` of them and None. Leaves of fewer than two axes stay as they
-        are. So should stacked norm scales and whatever is not about zero in each group: give them
+        are. So should stacked norm scales and what is not centred at zero in its group: give them
         None.
 
     Returns:

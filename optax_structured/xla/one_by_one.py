@@ -6,7 +6,6 @@ step of LLaMA-7B for 256 chips: see docs/pods.md. It can go when the compiler sp
 over a batch axis itself.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +19,6 @@ def one_by_one(f: Callable[..., Any], axes: int, *stacks: Any) -> Any:
     >>> one_by_one(jnp.dot, 1, jnp.ones((3, 2)), jnp.ones((3, 2)))
     Array([2., 2., 2.], dtype=float32)
     """
-    for _ in range(axes):
-        f = functools.partial(_along_first, f)
-    return f(*stacks)
-
-
-def _along_first(f: Callable[..., Any], *stacks: Any) -> Any:
-    return jax.lax.map(lambda each: f(*each), stacks)
+    if not axes:
+        return f(*stacks)
+    return jax.lax.map(lambda each: one_by_one(f, axes - 1, *each), stacks)
