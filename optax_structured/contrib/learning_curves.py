@@ -109,11 +109,7 @@ def training_error(
         \max\Big(0, 1-\frac1\alpha\Big)\frac{1}{\mathrm{snr}}
 
     Args:
-      residual: see `generalization_error`.
-      alpha: examples per weight.
-      snr: see `generalization_error`.
-      inr: see `generalization_error`.
-      points: of `marchenko_pastur`.
+      residual, alpha, snr, inr, points: see `generalization_error`.
 
     Returns:
       (\*times,) float64.

@@ -185,12 +185,8 @@ def mfac(
     Args:
       learning_rate: a number or schedule; 1e-3 for vision, 1e-4 for fine-tuning.
       num_grads: see `scale_by_mfac`; published 512 and 1024.
-      damping: see `scale_by_mfac`.
-      momentum: see `scale_by_mfac`.
       weight_decay: times the parameters, added to each gradient, a number or schedule.
-      block: see `scale_by_mfac`.
-      mask: see `scale_by_mfac`.
-      window_dtype: see `scale_by_mfac`.
+      damping, momentum, block, mask, window_dtype: see `scale_by_mfac`.
 
     Returns:
       An optimizer whose update needs `params`.

@@ -109,8 +109,7 @@ def hessian_density(
       params: where. In float32, eigenvalues below 1e-7 of the largest are noise.
       batch: the same for all products; as large as fits.
       key: of the random probes.
-      order: see `spectral_density`.
-      probes: see `spectral_density`.
+      order, probes: see `spectral_density`.
       mask: see `spectral_density`; `layer_masks` makes one per layer.
       preconditioner: see `spectral_density`; of Adam, the root of the second moment plus eps.
 

@@ -84,9 +84,7 @@ def scale_by_batch_size(
 
     Args:
       base_batch: the batch size at which the learning rate was tuned.
-      rule: see `scale_learning_rate`.
-      critical_batch: see `scale_learning_rate`.
-      dataset_size: see `scale_learning_rate`.
+      rule, critical_batch, dataset_size: see `scale_learning_rate`.
 
     Returns:
       An element without state whose update takes `batch_size=`, a number that may be traced.

@@ -103,8 +103,7 @@ def superpose(weight: ArrayLike, decisions: Sequence[Decision], weights: Any) ->
 
     Args:
       weight: the largest tensor: of a convolution, linear layer, embedding or normalisation.
-      decisions: see `superposition_mask`.
-      weights: see `superposition_mask`.
+      decisions, weights: see `superposition_mask`.
 
     Returns:
       An array like `weight`. A bias takes the decisions on the output axis alone.
