@@ -22,6 +22,7 @@ from optax_structured.adapters.nodes import (
     check_matrix,
     from_the_end,
 )
+from optax_structured.meshes import placement
 from optax_structured.trees import Axes
 from optax_structured.trees.precision import wide_dtype
 
@@ -149,7 +150,7 @@ class Codebook(Adapter):
     def init(self, key: jax.Array, weight: Any) -> Codes:
         axes, dtype = from_the_end(self.axes, weight.shape), wide_dtype(weight)
         group = self.groups_of(weight, axes)
-        matrix = axes.to_matrix(jnp.asarray(weight, dtype)).T
+        matrix = placement.whole_matrices(axes.to_matrix(jnp.asarray(weight, dtype))).T
         books = jnp.stack([_k_means(matrix, group == g, self.entries) for g in range(self.groups)])
         words = books[group]
         temperature = jnp.square(spacing(words)) / 10

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,8 @@ def load(file: str | pathlib.Path, params: Any, *, alpha: float | None = None) -
       The adapter.
 
     Raises:
-      ValueError: the file is that of another model, or holds no adapter, or no alpha is known.
+      ValueError: the file is that of another model, or holds no adapter, or holds what is not read,
+        such as whole modules or the magnitudes of DoRA, or no alpha is known.
 
     Example:
       >>> import pathlib, tempfile, jax, jax.numpy as jnp, optax_structured as oxs
@@ -149,12 +151,20 @@ def _from_peft(
             f"adapters.load: {file} does not say its alpha; put its adapter_config.json beside it, "
             "or give alpha=..."
         )
+    known = {f"{module}.lora_{x}.weight" for module in modules for x in "AB"}
+    if other := sorted(arrays.keys() - known):
+        raise ValueError(
+            f"adapters.load: {file} holds {other[0]!r} beside factors of LoRA ({len(other)} such "
+            "tensors, as of DoRA, biases or whole modules), which it does not read; take them out"
+        )
+    alphas = config.get("alpha_pattern") or {}
     adapter = {}
     for module in modules:
+        own = (x for end, x in alphas.items() if re.fullmatch(rf"(.*\.)?({end})", module))
         path = _path_of(module.removeprefix(_PEFT), params)
         a, b = arrays[f"{module}.lora_A.weight"], arrays[f"{module}.lora_B.weight"]
         rank = a.shape[-2]
-        scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        scale = next(own, alpha) / (rank**0.5 if config.get("use_rslora") else rank)
         axes = Axes(-1, -2) if path.endswith("weight") else Axes()
         a, b = at_least_float32(a), at_least_float32(b)
         adapter[path] = Pair(a, b, scale, axes)

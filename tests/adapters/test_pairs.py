@@ -241,6 +241,25 @@ def test_a_file_of_peft(tmp_path, rslora):
         load(file, {"decoder": jnp.zeros((6, 4))})
 
 
+def test_a_file_of_peft_with_more_than_factors(tmp_path):
+    """Alphas of some modules are read; tensors that no adapter here takes are refused."""
+    file = tmp_path / "x.safetensors"
+    arrays = {
+        f"base_model.model.{name}.lora_{x}.weight": np.asarray(normal(*shape))
+        for name in ("mlp.up", "mlp.down")
+        for x, shape in (("A", (2, 6)), ("B", (4, 2)))
+    }
+    save_file(arrays, file)
+    config = {"lora_alpha": 8, "alpha_pattern": {"up": 6}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    params = {"mlp": {"up": {"kernel": jnp.zeros((6, 4))}, "down": {"kernel": jnp.zeros((6, 4))}}}
+    adapter = load(file, params)
+    assert adapter["mlp/up/kernel"].scale == 3 and adapter["mlp/down/kernel"].scale == 4
+    save_file(arrays | {"mlp.up.lora_magnitude_vector": np.ones(4, np.float32)}, file)
+    with pytest.raises(ValueError, match=r"holds 'mlp.up.lora_magnitude_vector' .*as of DoRA"):
+        load(file, params)
+
+
 def test_a_checkpoint_of_the_adapter_alone_goes_on_bit_for_bit(tmp_path):
     params, adapter, loss = problem()
     tx = stack_pairs(oxs.prox_adam(0.03, RANKS, strength=0.1))

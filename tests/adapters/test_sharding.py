@@ -10,7 +10,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tolerances import reordered
 
-from optax_structured.adapters import LoRA, SVFit, constants, init, lora_pro, merge
+import optax_structured as oxs
+from optax_structured.adapters import (
+    SNELLA,
+    Codebook,
+    Full,
+    LoRA,
+    SVFit,
+    constants,
+    init,
+    lora_pro,
+    merge,
+)
 
 SPECS = {"kernel": P("data", "model"), "stack": P(None, "model", "data")}
 SHAPES = {"kernel": (64, 32), "stack": (2, 32, 64)}
@@ -46,9 +57,7 @@ def test_merging_keeps_the_sharding(spec, kind):
     start = init(jax.random.key(1), params(), spec)
     want = merge(params(), moved(start))
     with jax.set_mesh(mesh(kind)):
-        placed = {
-            n: jax.device_put(x, NamedSharding(mesh(kind), SPECS[n])) for n, x in params().items()
-        }
+        placed = on(kind)
         adapter = init(jax.random.key(1), placed, spec)
         if isinstance(spec, LoRA):
             assert adapter["kernel"].a.sharding.spec[-1] == "data"
@@ -63,12 +72,29 @@ def test_merging_keeps_the_sharding(spec, kind):
         np.testing.assert_allclose(leaf, want[name], rtol=0, atol=10 * reordered(jnp.float32))
 
 
+OTHERS = oxs.rules(("sparse", SNELLA(4)), ("codes", Codebook(4, groups=2)), default=Full())
+
+
+@pytest.mark.slow
+def test_other_methods_on_an_explicit_mesh():
+    """SNELLA, codebooks and whole weights merge there as they do on one device."""
+    w = params()["kernel"]
+    weights = dict.fromkeys(("sparse", "codes", "full"), w)
+    want = merge(weights, moved(init(jax.random.key(1), weights, OTHERS)))
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        home = NamedSharding(mesh(AxisType.Explicit), SPECS["kernel"])
+        placed = {name: jax.device_put(w, home) for name in weights}
+        adapter = moved(init(jax.random.key(1), placed, OTHERS))
+        got = jax.jit(merge)(placed, adapter, constants(placed, adapter))
+    for name, leaf in got.items():
+        assert leaf.sharding.is_equivalent_to(home, 2), name
+        np.testing.assert_allclose(leaf, want[name], rtol=0, atol=10 * reordered(jnp.float32))
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_a_compiled_step_gathers_no_base_weight(kind):
     with jax.set_mesh(mesh(kind)):
-        placed = {
-            n: jax.device_put(x, NamedSharding(mesh(kind), SPECS[n])) for n, x in params().items()
-        }
+        placed = on(kind)
         adapter = init(jax.random.key(1), placed, LoRA(4))
         tx = optax.adam(1e-2)
 
@@ -93,9 +119,7 @@ def test_lora_pro_on_an_explicit_mesh():
     want, _ = lora_pro().update(gradient, optax.EmptyState(), plain)
     kind = AxisType.Explicit
     with jax.set_mesh(mesh(kind)):
-        placed = {
-            n: jax.device_put(x, NamedSharding(mesh(kind), SPECS[n])) for n, x in params().items()
-        }
+        placed = on(kind)
         adapter = moved(init(jax.random.key(1), placed, LoRA(4)))
         like = jax.tree.map(
             lambda g, x: jax.device_put(np.asarray(g), x.sharding), gradient, adapter

@@ -91,6 +91,20 @@ def test_lora_is_the_sum_of_weight_and_product():
     assert pair.a.shape == (3, 24) and pair.b.shape == (8, 3)
 
 
+def test_queries_keys_and_values_in_one_kernel():
+    """A pair for each of the three, or one for all."""
+    params = {"qkv": normal(6, 3, 4)}
+    for axes, product, ranks in (
+        (oxs.Axes(0, 2), "lri,lor->ilo", (3, 2, 6)),
+        (oxs.Axes(0, (1, 2)), "ri,or->io", (2, 6)),
+    ):
+        adapter = moved(init(KEY, params, LoRA(2, axes=axes)))
+        pair = adapter["qkv"]
+        assert pair.a.shape == ranks
+        want = params["qkv"] + 2 * jnp.einsum(product, pair.a, pair.b).reshape(6, 3, 4)
+        np.testing.assert_allclose(merge(params, adapter)["qkv"], want, atol=1e-6)
+
+
 def test_gradient_of_merge():
     params = {"w": normal(6, 4)}
     adapter = moved(init(KEY, params, LoRA(2, alpha=3.0)))
