@@ -2,7 +2,12 @@
 
 from optax_structured.adapters.allocation import AllocatorState, Importance, SparsityAllocator
 from optax_structured.adapters.attach import Attached, attach
-from optax_structured.adapters.codebook_weight import codebook_weight, footprint_bits
+from optax_structured.adapters.codebook_weight import (
+    codebook_weight,
+    footprint_bits,
+    pack_codes,
+    unpack_codes,
+)
 from optax_structured.adapters.codebooks import Codebook, Codes
 from optax_structured.adapters.factor_gradients import Damped, FactorSolver, MinimumNorm
 from optax_structured.adapters.factored import factored
@@ -68,6 +73,7 @@ __all__ = [
     "lora_pro",
     "lora_pro_full",
     "merge",
+    "pack_codes",
     "perturbed_value_and_grad",
     "rebalance_factors",
     "rebalance_once",
@@ -75,4 +81,5 @@ __all__ = [
     "shrink",
     "stack_pairs",
     "sub",
+    "unpack_codes",
 ]

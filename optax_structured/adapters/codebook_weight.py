@@ -107,7 +107,46 @@ def footprint_bits(rows: int, cols: int, entries: int, groups: int) -> int:
       >>> footprint_bits(4, 6, 4, 1)
       208
     """
-    return rows * cols * math.ceil(math.log2(entries)) + 32 * groups * (entries + 1)
+    return rows * cols * _bits(entries) + 32 * groups * (entries + 1)
+
+
+def pack_codes(logits: jax.Array) -> np.ndarray:
+    """The codewords that a trained matrix has chosen, in ceil(log2 K) bits each.
+
+    Args:
+      logits: (m, n, K), concrete.
+
+    Returns:
+      Bytes, m n ceil(log2 K) / 8 of them, rounded up; see `unpack_codes`.
+
+    Example:
+      >>> packed = pack_codes(jnp.eye(4).reshape(2, 2, 4))
+      >>> packed.nbytes, unpack_codes(packed, (2, 2), 4).tolist()
+      (1, [[0, 1], [2, 3]])
+    """
+    codes = np.argmax(logits, axis=-1).reshape(-1, 1)
+    return np.packbits((codes >> np.arange(_bits(logits.shape[-1]))) & 1)
+
+
+def unpack_codes(packed: np.ndarray, shape: tuple[int, int], entries: int) -> np.ndarray:
+    """The choices of `pack_codes`: the weights are `codebook[group[:, None], codes]` times scale.
+
+    Args:
+      packed: from `pack_codes`.
+      shape: (m, n).
+      entries: K.
+
+    Returns:
+      The index of each codeword, (m, n).
+
+    Example: see `pack_codes`.
+    """
+    bits = np.unpackbits(packed, count=math.prod(shape) * _bits(entries))
+    return (bits.reshape(*shape, -1) << np.arange(_bits(entries))).sum(axis=-1)
+
+
+def _bits(entries: int) -> int:
+    return math.ceil(math.log2(entries))
 
 
 def _words(codebook: jax.Array, scale: jax.Array, group: jax.Array) -> jax.Array:

@@ -14,8 +14,11 @@ from optax_structured.adapters import (
     SparsityAllocator,
     codebook_weight,
     constants,
+    footprint_bits,
     init,
     merge,
+    pack_codes,
+    unpack_codes,
 )
 from optax_structured.adapters.allocation import filled
 from optax_structured.adapters.snell import sparsified
@@ -194,6 +197,19 @@ def test_codebooks_replace_a_matrix():
     np.testing.assert_allclose(merge(params, cold, known)["w"], merged, atol=1e-6)
     with pytest.raises(ValueError, match="outside jit, call constants"):
         jax.jit(merge)(params, adapter)
+
+
+@pytest.mark.parametrize("entries", [2, 5, 16])
+def test_packed_codes_are_the_hard_weights_in_the_bits_that_are_counted(entries):
+    logits, book = normal(6, 8, entries), normal(2, entries, seed=1)
+    group, scale = jnp.array([0, 0, 1, 0, 1, 1]), jnp.array([0.5, 2.0])
+    packed = pack_codes(logits)
+    counted = footprint_bits(6, 8, entries, 2) - 32 * 2 * (entries + 1)
+    assert 8 * packed.nbytes == counted
+    codes = unpack_codes(packed, (6, 8), entries)
+    got = (scale[:, None] * book)[group[:, None], codes]
+    want = codebook_weight(logits, book, scale, group, forward="hard")
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.slow
