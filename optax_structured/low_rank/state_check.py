@@ -60,7 +60,7 @@ def update_inner(
 ) -> tuple[Any, Any]:
     """The update of the inner transformation, whose state has to be one of these low-rank leaves.
 
-    That is looked at where something went wrong: tracing `inner.init` takes time.
+    Checked only where something went wrong: tracing `inner.init` takes time.
     """
     try:
         directions, new = inner_state.update(inner, low, state, extra)

@@ -91,7 +91,7 @@ def agreed(x: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """`x`, placed as `other`, of the same shape, is."""
+    """`x` with the placement of `other`, which has the same shape."""
     return move(x, spec_of(other)) if on_explicit_mesh(x, other) else x
 
 

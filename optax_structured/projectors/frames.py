@@ -88,8 +88,8 @@ class Frame:
     def numbers(self) -> int:
         """What bases and two moments take; two moments of the leaf itself take twice its entries.
 
-        Of a basis that is computed from a few numbers as of one that is stored: then a table of
-        rules says the same before it is known which recipe reads it.
+        A basis that is computed from a few numbers counts like a stored one, so that a table of
+        rules says the same for every recipe.
         """
         return self.count * sum(n * r for n, r in self.compressed) + 2 * math.prod(self.low_shape)
 

@@ -1,7 +1,7 @@
 """Random numbers by hashing: functions of a seed and a place, one cheap kernel each.
 
-A refit needs a start in general position and a projection that can be had again from its seed, not
-a cryptographic generator, which would take longer to compile than the rest of the refit.
+A refit needs a start in general position and a projection that its seed regenerates, not a
+cryptographic generator, which would take longer to compile than the rest of the refit.
 """
 
 from typing import Any

@@ -96,7 +96,7 @@ def out_of_blocks(blocks: jax.Array, shape: Sequence[int], batch: int = 0) -> ja
 def lookup(table: Any, index: jax.Array) -> jax.Array:
     """Entries of a small constant table, placed as the indices are."""
     out = jax.typeof(index).sharding if on_explicit_mesh(index) else None
-    index = index.astype(jnp.uint32)  # a signed one would be asked whether it counts from the end
+    index = index.astype(jnp.uint32)  # a signed one is checked for negative places
     return jnp.asarray(table).at[index].get(mode="promise_in_bounds", out_sharding=out)
 
 

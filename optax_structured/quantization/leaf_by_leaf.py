@@ -84,7 +84,7 @@ def together(sizes: Sequence[int]) -> list[range]:
 
 
 def _true(usable: jax.Array | None, old: list[Any]) -> jax.Array:
-    """Whether a step is usable: without codes, or a word about it, always, which XLA knows not."""
+    """Whether a step is usable; where nothing says so, True in a form that XLA cannot fold."""
     if usable is not None:
         return usable
     scales = [x.absmax for x in old if is_encoded(x) and x.absmax.size]

@@ -69,7 +69,6 @@ class NuclearNorm(Norm):
             raise ValueError(f"rtol must be positive, or None by precision, got {self.rtol!r}")
 
     def value(self, w: ArrayLike) -> jax.Array:
-        """The sum of all singular values."""
         return jnp.sum(self.singular_values(w))
 
     def prox(self, u: ArrayLike, metric: ArrayLike, strength: ArrayLike) -> jax.Array:
@@ -112,16 +111,13 @@ class NuclearNorm(Norm):
         return s > floor
 
     def dual_norm(self, y: ArrayLike) -> jax.Array:
-        """The largest singular value of all matrices."""
         return jnp.max(self.singular_values(y), initial=0)
 
     def coupled_axes(self, ndim: int) -> tuple[int, ...]:
-        """The matrix axes."""
         rows = normalize_axes(self.axes.rows, ndim, "rows")
         return tuple(sorted(rows + normalize_axes(self.axes.cols, ndim, "cols")))
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raises ValueError if a leaf of this shape does not have the matrix axes."""
         self.axes.check(shape)
 
     def singular_values(self, w: ArrayLike) -> jax.Array:
@@ -133,13 +129,11 @@ class NuclearNorm(Norm):
         return rows[..., 0, :]
 
     def _threshold(self, x: jax.Array, threshold: jax.Array) -> jax.Array:
-        u, s, vt = by_matrix(_svd, self.axes.to_matrix(x))
+        def svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            u, s, vt = jnp.linalg.svd(a, full_matrices=False)
+            return u, s[..., None, :], vt  # the singular values as a row
+
+        u, s, vt = by_matrix(svd, self.axes.to_matrix(x))
         s = jnp.maximum(s - threshold, 0.0)
         w = jnp.matmul(u * s, vt, precision=jax.lax.Precision.HIGHEST)
         return self.axes.from_matrix(w, x.shape)
-
-
-def _svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The thin SVD, with the singular values as a row."""
-    u, s, vt = jnp.linalg.svd(a, full_matrices=False)
-    return u, s[..., None, :], vt

@@ -85,13 +85,13 @@ def inspect(
 
     ones = jax.tree.map(jnp.ones_like, state.params)
     plain, scaled = density(state.params, task.train, batch, ones), None
-    averages = KNOWN[task.config.recipe].averages
-    limit = None if averages else 2 / float(curvature.summarize(plain).largest)
-    roots = None if averages else _roots(state)
-    if roots is not None:
-        scaled = density(state.params, task.train, batch, roots)
-        edge = (2 + 2 * _MOMENTUM) / (1 - _MOMENTUM)
-        limit = edge / float(curvature.summarize(scaled).largest)
+    limit = None
+    if not KNOWN[task.config.recipe].averages:
+        limit = 2 / float(curvature.summarize(plain).largest)
+        if (roots := _roots(state)) is not None:
+            scaled = density(state.params, task.train, batch, roots)
+            edge = (2 + 2 * _MOMENTUM) / (1 - _MOMENTUM)
+            limit = edge / float(curvature.summarize(scaled).largest)
     return Inspection(
         step, task.config.learning_rate, plain, scaled, limit, agreement, leaves, chance
     )

@@ -46,8 +46,8 @@ def optax_galore(
 ) -> optax.GradientTransformation:
     """On all matrices of attention and MLP, at the rank and period of `low_rank`; AdamW elsewhere.
 
-    Apart, since what it keeps of leaves that it does not project has no entries, and orbax refuses
-    to save that.
+    Partitioned, since its state of leaves that it does not project has no entries, which orbax
+    refuses to save.
     """
     rank, period = low_rank.default.rank, low_rank.default.period
     galore = optax.contrib.galore(learning_rate, rank, period, scale, weight_decay=weight_decay)

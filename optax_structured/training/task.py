@@ -127,7 +127,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, first: int, count: int) -> Any:
-        """What the steps from `first` on see: arrays (steps_a_call, ...), `count` of them meant."""
+        """The input of the steps from `first` on, (steps_a_call, ...); `count` of them are used."""
 
     @abc.abstractmethod
     def loss(self, params: Any, train: Any, batch: Any) -> jax.Array:
@@ -217,7 +217,7 @@ class Task(abc.ABC):
         """`count` steps from step `first` on, in one call; `state` is donated.
 
         Returns:
-          The state, and the losses, (steps_a_call,), of which the first `count` are meant.
+          The state, and the losses, (steps_a_call,), of which the first `count` are valid.
         """
         # One program for every count: the bits do not depend on where a run was stopped.
         batches, rate = self.batches(first, count), np.float32(self.config.learning_rate)

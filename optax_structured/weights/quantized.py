@@ -130,7 +130,7 @@ class Grid(Form):
     codec: Affine
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises ValueError for leaves that do not bear it."""
+        """Raises ValueError for leaves that cannot be stored in codes."""
         if len(shape) < 2 or math.prod(shape) == 0:
             raise ValueError(
                 f"weights in {self.codec!r} are matrices; biases and norm scales stay in floating "

@@ -47,7 +47,7 @@ class Verses:
 
     Raises:
       FileNotFoundError: text or encoder are not installed.
-      ValueError: not the text that is meant, or fewer verses than wanted.
+      ValueError: another text than the Bible, or fewer verses than wanted.
     """
 
     subject = ("minilm", "verses")

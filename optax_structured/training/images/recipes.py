@@ -27,7 +27,10 @@ def build(config: Any, learning_rate: Any, rules: Rules | None, stages: Stages) 
     """The optimizer of a `Config` whose first stage has this learning rate."""
     recipe = KNOWN[config.recipe]
     given = {"momentum" if recipe.takes("momentum") else "b1": config.momentum}
-    others = {"eps": config.eps, "solver": _solver(rules), "stages": stages}
+    # The nuclear norm has no closed form: the published few iterations.
+    nuclear = rules is not None and isinstance(rules.default, NuclearNorm)
+    solver = ProximalGradient(max_iters=5, rtol=1e-3) if nuclear else Exact()
+    others = {"eps": config.eps, "solver": solver, "stages": stages}
     given |= {name: value for name, value in others.items() if recipe.takes(name)}
     if recipe.averages:
         given["keep_point"] = True
@@ -68,9 +71,3 @@ def structure(regularizer: str) -> Rules | None:
         return rules((r"bias|^Conv", None), default=NuclearNorm())
     check_known("regularizer", regularizer, REGULARIZERS)
     return None
-
-
-def _solver(structure: Rules | None) -> Exact | ProximalGradient:
-    """Exact where there is a closed form; for the nuclear norm the published few iterations."""
-    nuclear = structure is not None and isinstance(structure.default, NuclearNorm)
-    return ProximalGradient(max_iters=5, rtol=1e-3) if nuclear else Exact()

@@ -157,11 +157,10 @@ class LanguageModel(Task):
         return memory_report(optimizer, self.abstract_state().params, self.structure)
 
     def _draw_starts(self, key: jax.Array, first: jax.Array) -> jax.Array:
+        shape, last = (self.config.batch_size,), len(self.text.train) - self.config.sequence
+
         def draw(step: jax.Array) -> jax.Array:
-            last = len(self.text.train) - self.config.sequence
-            return jax.random.randint(
-                jax.random.fold_in(key, step), (self.config.batch_size,), 0, last
-            )
+            return jax.random.randint(jax.random.fold_in(key, step), shape, 0, last)
 
         return jax.vmap(draw)(first + jnp.arange(self.steps_a_call))
 
