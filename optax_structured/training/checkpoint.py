@@ -21,6 +21,9 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
+    def __bool__(self) -> bool:
+        return self._manager.latest_step() is not None
+
     def save(self, step: int, state: Any) -> None:
         """Keeps this state instead of the one before."""
         self._manager.save(step, args=ocp.args.StandardSave(state))

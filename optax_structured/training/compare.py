@@ -21,7 +21,7 @@ from optax_structured.training.run import run
 from optax_structured.training.task import Task
 
 TABLE = "comparison.md"
-_ROUNDS_TO_TIME = 5
+_ROUNDS_TO_TIME = 11
 _STEPS_A_ROUND, _SECONDS_A_ROUND = 50, 1.5  # at most; 50 have a refit, at the usual period
 
 

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
-CONFIG = "config.json"
+CONFIG, _PARTIAL = "config.json", ".part"
 
 Config = TypeVar("Config")
 Row = dict[str, Any]
@@ -24,11 +24,16 @@ def quoted(folder: pathlib.Path) -> str:
 
 def check_empty(folder: pathlib.Path) -> None:
     """Raises FileExistsError unless a new run can begin in this folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(map(_is_whole, folder.iterdir()))):
         raise FileExistsError(
             f"{folder} exists and is not empty: give another --out, or continue what is in it "
             f"with --resume {quoted(folder)}"
         )
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether this is not what `replacing` leaves when it is killed."""
+    return path.suffix != _PARTIAL
 
 
 def save_config(config: Any, folder: pathlib.Path) -> None:
@@ -70,7 +75,7 @@ def load_config(folder: pathlib.Path, kind: type[Config]) -> Config:
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """A file that replaces the one at `path` as a whole, or not at all."""
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + _PARTIAL)
     with open(partial, "wb") as file:
         yield file
     os.replace(partial, path)

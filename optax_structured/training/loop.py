@@ -13,7 +13,7 @@ from optax_structured.training.checkpoint import Checkpoints
 from optax_structured.training.clock import Clock
 from optax_structured.training.devices import in_any_process, is_first
 from optax_structured.training.folder import Row, check_empty, save_config
-from optax_structured.training.history import History
+from optax_structured.training.history import LOSSES, History
 from optax_structured.training.names import counted
 from optax_structured.training.task import State, Task
 
@@ -45,7 +45,8 @@ def train(
     Args:
       task: the run.
       folder: the run folder; gets `config.json`, `checkpoints/` and the files of `History`.
-      resume: continue from the checkpoint in `folder`.
+      resume: continue from the checkpoint in `folder`; from the start if the run was killed before
+        its first one.
       stop_after: leave after this many units of the task in all; the run can be resumed.
       stopped: asked after each compiled call; once true, the run is saved where it is and left.
       watch: called with the latest metrics after each compiled call.
@@ -69,13 +70,13 @@ def train(
             save_config(task.config, folder)
     state, step, history = task.init(), 0, History()
     with Checkpoints(folder) as checkpoints:
-        if resume:
+        if resume and (checkpoints or (folder / LOSSES).exists()):  # neither: killed before a step
             step, state = checkpoints.restore(state)
             history = History.read(folder, step)
-            if writes:
-                save_config(task.config, folder)  # it may have been extended
         else:
             checkpoints.save(0, state)
+        if resume and writes:
+            save_config(task.config, folder)  # it may have been extended
         began = step
         last = min(task.total_steps, (stop_after or task.length) * task.steps_a_unit)
         if step < last:  # compiles before the clock starts

@@ -1,6 +1,7 @@
 """The one loop on both tasks: exact continuation, what is written, what is refused."""
 
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,18 @@ def test_a_run_that_diverges_or_cannot_begin_says_so(tmp_path):
         loop.train(lm().variant(learning_rate=1e30), tmp_path / "run", warn=lambda sentence: None)
     with pytest.raises(FileExistsError, match="not empty: give another --out, or continue"):
         loop.train(lm(), tmp_path / "run")
-    (tmp_path / "other").mkdir()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    whole = loop.train(lm(), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "lost")
+    shutil.rmtree(tmp_path / "lost" / "checkpoints")
+    for name in ("killed", "earlier"):
+        (tmp_path / name).mkdir()
+    folder.save_config(lm().config, tmp_path / "killed")
+    assert_same_run(loop.train(lm(), tmp_path / "killed", resume=True), whole)
+    (tmp_path / "earlier" / "config.json.part").touch()
+    assert_same_run(loop.train(lm(), tmp_path / "earlier"), whole)
     with pytest.raises(FileNotFoundError, match="holds no checkpoint; start the run again"):
-        loop.train(images(), tmp_path / "other", resume=True)
+        loop.train(lm(), tmp_path / "lost", resume=True)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from training_small import lm
 
 from optax_structured import LowRank, diagnostics
 from optax_structured.regularizers import L1, GroupLasso
@@ -54,3 +55,11 @@ def test_the_state_of_every_peer_can_be_saved():
             structure = (low_rank,) if recipe.family == "low_rank" else ()
             state = jax.eval_shape(recipe.make(1e-3, *structure).init, params)
             assert all(leaf.size for leaf in jax.tree.leaves(state)), name
+
+
+@pytest.mark.slow
+def test_a_run_of_every_peer_can_be_evaluated():
+    for name, recipe in peers.PEERS.items():
+        if recipe.text:
+            task = lm(name)
+            assert task.evaluate(task.init(), 0).row["perplexity"] > 1, name
