@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -14,6 +15,7 @@ from optax_structured.training.task import Cost
 
 PICTURE = "frontier.png"
 _FINE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)  # of a decade
+_CORNERS, _ROOM = ((9, 6), (9, -7), (-9, 6), (-9, -7), (0, 11), (0, -12)), 8.0  # points
 _COLOURS = {"plain": COLOURS[1], "low_rank": COLOURS[0], "proximal": COLOURS[2], "": COLOURS[5]}
 _NAMES = {"plain": "full rank", "low_rank": "low rank", "proximal": "exact structure", "": ""}
 
@@ -46,6 +48,10 @@ def draw(found: Comparison, folder: pathlib.Path) -> None:
             else:
                 _draw_points(ax, found, cost, ranked)
             _prepare(ax, found, cost)
+        if len(curves) == len(ranked):
+            figure.draw_without_rendering()  # places the axes
+            for ax, cost in zip(axes, found.fair_costs, strict=True):
+                _number_points(ax, found, cost, ranked)
         beside.axis("off")
         if len(curves) < len(ranked):
             title = "filled: on the frontier"
@@ -64,13 +70,31 @@ def _bars(found: Comparison, cost: Cost, name: str) -> dict[str, Any]:
 
 def _draw_points(ax: Axes, found: Comparison, cost: Cost, ranked: Sequence[str]) -> None:
     front = found.frontier(cost)
-    for number, name in enumerate(ranked, 1):
+    for name in ranked:
         colour, bars = _COLOURS[found.entries[name].family], _bars(found, cost, name)
         marker = "s" if ":" in name or "8-bit" in found.entries[name].settings else "o"
         face = colour if name in front else "white"
         ax.errorbar(**bars, fmt=marker, ms=6, color=colour, mfc=face, elinewidth=0.9)
-        at = (bars["x"][0], bars["y"][0])
-        ax.annotate(str(number), at, (4, 3), textcoords="offset points", fontsize=8, color=colour)
+
+
+def _number_points(ax: Axes, found: Comparison, cost: Cost, ranked: Sequence[str]) -> None:
+    """Each at the first corner of its point that is free; the axes have their final limits."""
+    points = [
+        [found.entries[name].of(c)[0] for c in (cost.name, found.judged[0].name)] for name in ranked
+    ]
+    centres = ax.transData.transform(points) / ax.figure.dpi * 72
+    taken = list(centres)
+    for number, (name, point, centre) in enumerate(zip(ranked, points, centres, strict=True), 1):
+        free = [_room(centre + corner, taken) for corner in _CORNERS]
+        chosen = next((i for i, room in enumerate(free) if room > _ROOM), int(np.argmax(free)))
+        taken.append(centre + _CORNERS[chosen])
+        colour = _COLOURS[found.entries[name].family]
+        given = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
+        ax.annotate(str(number), point, _CORNERS[chosen], color=colour, **given)
+
+
+def _room(place: Any, taken: Sequence[Any]) -> float:
+    return min(float(np.hypot(*(place - other))) for other in taken)
 
 
 def _draw_curves(ax: Axes, found: Comparison, cost: Cost, curves: dict[str, list[str]]) -> None:

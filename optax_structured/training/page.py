@@ -29,7 +29,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
        max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left;
-       border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+       border-bottom: 1px solid var(--line); } td, code { overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: .8rem; border: 1px solid var(--line); border-radius: 4px; }
 """
 
@@ -60,7 +60,7 @@ def write_page(task: Task, folder: pathlib.Path) -> pathlib.Path:
         _tag("h2", "Configuration"),
         _table({name.replace("_", " "): x for name, x in vars(task.config).items()}),
         _tag("h2", "To run it again"),
-        _tag("pre", command(task.config)),
+        f"<p>{_tag('code', command(task.config))}</p>",
     ]
     path = folder / PAGE
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
