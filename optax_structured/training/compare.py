@@ -82,7 +82,7 @@ def compare(
     for name, task in tasks.items():
         of_rate = {rate: rows_of(name, rate, seeds[0]) for rate in rates[name]}
         swept = {rate: score(task, rows) for rate, rows in of_rate.items()}
-        rate = min(swept, key=swept.__getitem__)
+        rate = best_rate(task, of_rate)
         runs[name] = [of_rate[rate], *(rows_of(name, rate, seed) for seed in seeds[1:])]
         best[name] = task.variant(learning_rate=rate)
         found.entries[name] = _entry(best[name], swept, runs[name])
@@ -112,6 +112,23 @@ def score(task: Task, rows: Sequence[Row]) -> float:
     """What a sweep makes small: the first number of the first panel; infinite if it diverged."""
     column = next(iter(task.panels[0].lines))
     return rows[-1][column] if rows else math.inf
+
+
+def best_rate(task: Task, of_rate: Mapping[float, Sequence[Row]]) -> float:
+    """The one of the best score; where more of a cost is better, of most of it near that score.
+
+    Near is within the standard error of the score: it does not tell these rates apart.
+
+    Args:
+      task: with any learning rate.
+      of_rate: the evaluations of the run with each.
+    """
+    scores = {rate: score(task, rows) for rate, rows in of_rate.items()}
+    wanted, least = task.costs[0], min(scores.values())
+    if not wanted.more_is_better or least == math.inf:
+        return min(scores, key=scores.__getitem__)
+    near = [rate for rate, found in scores.items() if found <= least + task.score_error(least)]
+    return max(near, key=lambda rate: (of_rate[rate][-1][wanted.name], -scores[rate]))
 
 
 def step_ms(tasks: Mapping[str, Task]) -> dict[str, Sequence[float]]:

@@ -192,6 +192,10 @@ class Task(abc.ABC):
         """Of the pictures of a run."""
         return f"{self.label}: {' on '.join(self.subject)}, seed {self.config.seed}"
 
+    def score_error(self, score: float) -> float:
+        """The standard error of what `panels` judge by, of one run: how well it is measured."""
+        return 0.0
+
     @property
     def columns(self) -> list[Column]:
         """One for each line of each panel."""

@@ -87,6 +87,17 @@ def test_a_run_that_diverged_is_the_worst():
     assert compare.score(images(), [{"error": 0.5}]) > compare.score(images(), [{"error": 0.1}])
 
 
+def test_among_rates_that_the_test_images_do_not_tell_apart_the_one_of_most_zeros_is_best():
+    task = images()
+    n = len(task.images.test)
+    (zeros, *_), (error, *_) = task.costs, task.panels[0].lines
+    runs = {1.0: (10 / n, 0.1), 2.0: (12 / n, 0.6), 3.0: (12 / n, 0.5), 4.0: (20 / n, 0.9)}
+    of_rate = {rate: [{error: e, zeros.name: z}] for rate, (e, z) in runs.items()} | {5.0: []}
+    assert compare.best_rate(task, of_rate) == 2.0
+    assert compare.best_rate(lm(), {1.0: [{"perplexity": 3}], 2.0: [{"perplexity": 2}]}) == 2.0
+    assert compare.best_rate(task, {1.0: [], 2.0: []}) == 1.0
+
+
 def test_paces_are_measured_in_turn():
     found = compare.step_ms({"one": lm(), "two": lm()})
     assert found.keys() == {"one", "two"}

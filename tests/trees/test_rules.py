@@ -237,6 +237,16 @@ def test_labels_feed_partition():
     optax.tree_map_params(tx, lambda x: x, state)
 
 
+def test_frozen_leaves_are_not_in_the_norm_that_is_clipped():
+    table = rules((r"bias", "frozen"), default="train")
+    parts = {"train": optax.clip_by_global_norm(1.0), "frozen": optax.set_to_zero()}
+    tx = optax.partition(parts, table.labels)
+    p = {"kernel": jnp.full((4,), 0.5), "bias": jnp.full((4,), 1e6)}
+    updates, _ = tx.update(p, tx.init(p), p)
+    np.testing.assert_array_equal(updates["kernel"], p["kernel"])  # its norm is 1
+    assert not updates["bias"].any()
+
+
 def test_rules_inside_partition_and_masked_see_masked_positions():
     seen = []
 

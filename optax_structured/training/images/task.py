@@ -100,6 +100,9 @@ class Images(EpochTask):
         """Share of the test images that are classified wrongly."""
         return float(self._wrong(params, *self._test)) / len(self.images.test)
 
+    def score_error(self, score: float) -> float:
+        return math.sqrt(score * (1 - score) / len(self.images.test))
+
     def watch(self, state: State) -> Row:
         of_w, of_point = self.structure_of(state.params), self.structure_of(self.point(state))
         found = {**of_w, **{f"point_{name}": value for name, value in of_point.items()}}
