@@ -15,6 +15,7 @@ from optax_structured.training.task import Cost
 
 PICTURE = "frontier.png"
 _FINE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)  # of a decade
+_MARKERS = "osD"
 _CORNERS, _ROOM = ((9, 6), (9, -7), (-9, 6), (-9, -7), (0, 11), (0, -12)), 8.0  # points
 _COLOURS = {"plain": COLOURS[1], "low_rank": COLOURS[0], "proximal": COLOURS[2], "": COLOURS[5]}
 _NAMES = {"plain": "full rank", "low_rank": "low rank", "proximal": "exact structure", "": ""}
@@ -100,13 +101,15 @@ def _room(place: Any, taken: Sequence[Any]) -> float:
 def _draw_curves(ax: Axes, found: Comparison, cost: Cost, curves: dict[str, list[str]]) -> None:
     front = found.frontier(cost)
     for i, (curve, names) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
+        colour, fmt = COLOURS[i % len(COLOURS)], _MARKERS[i // len(COLOURS) % len(_MARKERS)]
         label: str | None = curve
         for name in names:
             face = colour if name in front else "white"
             bars = _bars(found, cost, name)
-            ax.errorbar(**bars, fmt="o", ms=5, color=colour, mfc=face, elinewidth=0.9, label=label)
+            ax.errorbar(**bars, fmt=fmt, ms=5, color=colour, mfc=face, elinewidth=0.9, label=label)
             label = None
+        if cost.name == "step_ms":  # hardly depends on what the points differ in
+            continue
         points = [found.entries[name] for name in names]
         columns = [[e.of(c)[0] for e in points] for c in (cost.name, found.judged[0].name)]
         ax.plot(*columns, color=colour, lw=1.0, alpha=0.6)
