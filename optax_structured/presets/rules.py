@@ -98,6 +98,10 @@ def low_rank(
       >>> jax.tree.map(jnp.shape, optimizer.init(params).inner_state[0].bases)["query:kernel"]
       (16, 64)
     """
+    if not isinstance(spec, LowRank):
+        raise TypeError(
+            f"presets.low_rank takes a LowRank, such as LowRank(rank=128), got {spec!r}"
+        )
     if dataclasses.replace(spec.axes, side="small") != Axes():
         raise ValueError(
             f"presets.low_rank reads the axes off the model, but the LowRank has {spec.axes!r}: "
@@ -154,6 +158,12 @@ def groups(
     """
     check_choice("by", by, By)
 
+    if not callable(penalty):
+        raise TypeError(
+            f"presets.groups reads the axes off the model: give what makes a regularizer, such as the "
+            f"class {type(penalty).__name__}, not {penalty!r}"
+        )
+
     def value(kernel: Kernel) -> Regularizer | None:
         axes = _grouped_axes(kernel, by)
         if axes is None:
@@ -207,7 +217,7 @@ def _rules(
     if not any(chosen.values()):
         raise ValueError(
             f"presets: {type(model).__name__} has no kernel that could take this; its kernels are "
-            f"{', '.join(f'{k.path} {k.shape}' for k in found) or 'of no layer that is known'}"
+            f"{', '.join(f'{k.path} {k.shape}' for k in found) or 'of no layer that is known: give the model'}"
         )
     paths = [path for path, _ in named_leaves(params)]
     pairs = (
