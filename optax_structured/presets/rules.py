@@ -160,8 +160,8 @@ def groups(
 
     if not callable(penalty):
         raise TypeError(
-            f"presets.groups reads the axes off the model: give what makes a regularizer, such as the "
-            f"class {type(penalty).__name__}, not {penalty!r}"
+            "presets.groups reads the axes off the model: give what makes a regularizer, the class "
+            f"{type(penalty).__name__}, not {penalty!r}"
         )
 
     def value(kernel: Kernel) -> Regularizer | None:
@@ -217,7 +217,7 @@ def _rules(
     if not any(chosen.values()):
         raise ValueError(
             f"presets: {type(model).__name__} has no kernel that could take this; its kernels are "
-            f"{', '.join(f'{k.path} {k.shape}' for k in found) or 'of no layer that is known: give the model'}"
+            f"{', '.join(f'{k.path} {k.shape}' for k in found) or 'of no layer that is known'}"
         )
     paths = [path for path, _ in named_leaves(params)]
     pairs = (

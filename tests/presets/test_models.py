@@ -231,6 +231,10 @@ def test_what_names_no_layers_is_refused():
         presets.low_rank(LinenModel(), oxs.LowRank(16))
     with pytest.raises(ValueError, match=r"give Axes\(side=...\) only"):
         presets.low_rank(MODELS["nnx"][0], oxs.LowRank(16, axes=oxs.Axes(rows=0, cols=1)))
+    with pytest.raises(TypeError, match=r"takes a LowRank, such as LowRank\(rank=128\), got 4"):
+        presets.low_rank(MODELS["nnx"][0], 4)
+    with pytest.raises(TypeError, match="the class GroupLasso, not GroupLasso"):
+        presets.groups(MODELS["nnx"][0], oxs.GroupLasso(group_axis=-2))
     with pytest.raises(ValueError, match="by must be one of inputs, outputs, heads, got 'rows'"):
         presets.groups(MODELS["nnx"][0], oxs.GroupLasso, by="rows")
     with pytest.raises(ValueError, match="its kernels are of no layer that is known"):
