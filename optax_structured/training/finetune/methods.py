@@ -117,7 +117,7 @@ METHODS = {
     "lora_pro_full": Method(_lora, _pro_full, _starts(1e-2, 5e-4)),
     "mgpo": Method(_lora, _adam, _starts(1e-2, 2e-3), lambda _: _MGPO),
     "ggpo": Method(_lora, _adam, _starts(1e-2, 2e-3), lambda _: _GGPO),
-    "lora_prox": Method(_lora, _prox, _starts(1e-2, 2e-3, strengths=(0.05, 0.2))),
+    "lora_prox": Method(_lora, _prox, _starts(3e-2, 2e-3, strengths=(0.05, 0.2))),
     "svfit": Method(
         lambda rank, axes: SVFit(rank, axes=axes), _adam, _starts(1e-1, 2e-2, (8, 256))
     ),
