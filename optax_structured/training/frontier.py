@@ -81,7 +81,8 @@ def _draw_points(ax: Axes, found: Comparison, cost: Cost, ranked: Sequence[str])
 def _number_points(ax: Axes, found: Comparison, cost: Cost, ranked: Sequence[str]) -> None:
     """Each at the first corner of its point that is free; the axes have their final limits."""
     points = [
-        [found.entries[name].of(c)[0] for c in (cost.name, found.judged[0].name)] for name in ranked
+        (found.entries[name].of(cost.name)[0], found.entries[name].of(found.judged[0].name)[0])
+        for name in ranked
     ]
     centres = ax.transData.transform(points) / ax.figure.dpi * 72
     taken = list(centres)
@@ -90,7 +91,12 @@ def _number_points(ax: Axes, found: Comparison, cost: Cost, ranked: Sequence[str
         chosen = next((i for i, room in enumerate(free) if room > _ROOM), int(np.argmax(free)))
         taken.append(centre + _CORNERS[chosen])
         colour = _COLOURS[found.entries[name].family]
-        given = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
+        given: dict[str, Any] = {
+            "textcoords": "offset points",
+            "ha": "center",
+            "va": "center",
+            "fontsize": 8,
+        }
         ax.annotate(str(number), point, _CORNERS[chosen], color=colour, **given)
 
 
