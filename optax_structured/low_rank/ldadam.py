@@ -196,7 +196,8 @@ def _moved(
     )
     rho = jnp.asarray(decays.rho, a.dtype)
     target = rho * before.lift(places.low_where_used(mu / first)) + (1 - rho) * a
-    always, seed = jnp.ones(frame.batch, bool), seed_of(p.name, old.clock.count)
+    always = jnp.ones(frame.batch, bool)
+    seed = seed_of(p.name) + old.clock.count.astype(jnp.uint32)
     basis, usable = projector.refit(
         Refit(frame, *stop_gradient((old.bases[key], target)), always, old.fitted[key], seed)
     )

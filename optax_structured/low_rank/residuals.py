@@ -17,7 +17,6 @@ from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.transforms.limiter import limit
 from optax_structured.trees.checks import check_fraction
 from optax_structured.trees.precision import at_least_float32, finite
-from optax_structured.xla.alike import traced_once
 from optax_structured.xla.one_by_one import one_by_one
 
 _TINY = 1e-8  # added to norms that divide, in the unit of the gradient
@@ -93,18 +92,6 @@ class Residual(abc.ABC):
           low: (\\*batch, rank, length): R.
           direction: like `low`: N, what the inner transformation made of it.
         """
-
-
-def combined(state: Any, step: Step, low: jax.Array, direction: jax.Array) -> tuple[jax.Array, Any]:
-    """`combine` of the rule of a leaf."""
-    spec, frame, *arrays = step
-    return _combined((spec, frame), state, arrays, low, direction)
-
-
-@traced_once
-def _combined(static: Any, state: Any, arrays: Any, *lows: jax.Array) -> tuple[jax.Array, Any]:
-    spec, frame = static
-    return spec.residual.combine(state, Step(spec, frame, *arrays), *lows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Any optax transformation, run inside low-rank subspaces of the gradients."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from optax_structured.low_rank import inner_state
+from optax_structured.low_rank.halves import Before, Kind, lift, project
 from optax_structured.low_rank.leaves import Leaves, Projected, begun_by_field, plan
-from optax_structured.low_rank.refit import Held, RefreshState, refit
+from optax_structured.low_rank.refit import Held, RefreshState, seed_of
 from optax_structured.low_rank.refresh import Periodic
-from optax_structured.low_rank.residuals import Drop, InTurn, Step, combined
+from optax_structured.low_rank.residuals import Drop
 from optax_structured.low_rank.shardings import Places
 from optax_structured.low_rank.spec import LowRank, completed
 from optax_structured.low_rank.state_check import check_leaves, update_inner
@@ -23,6 +25,7 @@ from optax_structured.trees import Rules
 from optax_structured.trees.checks import check_nonnegative
 from optax_structured.trees.precision import as_update, at_least_float32, finite, wide_dtype
 from optax_structured.trees.tree_checks import check_same_tree
+from optax_structured.xla.stacks import Stacks
 
 DEFAULTS: dict[str, Any] = {
     "period": 200,
@@ -123,51 +126,59 @@ def low_rank_projection(
         check_leaves("low_rank_projection", leaves, _begun, _HELD, state)
         if not leaves:
             return updates, state._replace(count=optax.safe_increment(count))
-        bases, memory, residual = (dict(getattr(state, field)) for field in _HELD)
         masks = _masks(refresh, updates, leaves)
         moving = [key for key, (_, p) in leaves.items() if p and p.spec.transport.moves_moments]
         found = inner_state.find(inner, lambda: _low_leaves(leaves), moving)
         moments = inner_state.read(state.inner, found)
         structure: Any = jax.tree.structure(updates)
         weights = [None] * len(leaves) if params is None else structure.flatten_up_to(params)
-        steps: dict[str, Step] = {}
         low: dict[str, jax.Array] = {}
+        before: dict[str, Before] = {}
+        kinds: list[Kind] = []
         for (key, (leaf, p)), weight in zip(leaves.items(), weights, strict=True):
             wide = wide_dtype(leaf if weight is None else weight)
             if p is None:
                 low[key] = finite(jnp.asarray(leaf, wide))
                 continue
             leaf = leaf.astype(wide) if wide_dtype(leaf) != wide else leaf
-            # The gradient to project, with what earlier steps left out: (*batch, m, n).
-            matrix = p.frame.axes.to_matrix(p.spec.residual.absorb(residual[key], leaf))
-            places = Places(p.frame, leaf)
-            in_turn = places.in_turn(p.spec)
-            # The basis P, fitted to it if that is due, and what depends on the basis.
-            held = Held(bases[key], memory[key], moments.get(key, {}))
-            held = refit(p, held, found.get(key, {}), matrix, masks.get(key), count, in_turn)
-            bases[key], memory[key] = held.stored, held.refresh
-            if key in found:
-                moments[key] = held.moments
-            # R = P' G.
-            factors = InTurn(held.stored) if in_turn else places.factors(p.spec, held.stored)
-            steps[key] = step = Step(p.spec, p.frame, factors, matrix, a, count)
-            low[key] = places.low_where_stored(finite(step.project()).astype(wide))
+            spec, clock, due = p.spec, state.refresh[key], masks.get(key)
+            if due is None:
+                due = spec.refresh.due(clock.rule, count, spec.period, p.share)
+            moved = found.get(key, {})
+            held = Held(state.bases[key], clock, tuple(moments[key][place] for place in moved))
+            before[key] = Before(leaf, held, state.residual[key], jnp.asarray(due), seed_of(p.name))
+            kinds.append(Kind(spec, p.frame, tuple(moved.values())))
+        # Fit the bases P that are due, and R = P' G; small leaves that are alike as one stack, if
+        # all are due at the same steps.
+        apart = [i for i, k in enumerate(kinds) if masks or type(k.spec.refresh) is not Periodic]
+        stacks = Stacks(kinds, [*before.values()], apart)
+        stacked = stacks.stack([*before.values()])
+        between = stacks.map(functools.partial(project, count=count), stacked)
+        kept = stacks.unstack([(x.held, x.low) for x in between])
+        new = {key: held for key, (held, _) in zip(before, kept, strict=True)}
+        low |= {key: x for key, (_, x) in zip(before, kept, strict=True)}
         # N = inner(R), of all leaves at once.
-        moved = inner_state.write(state.inner, moments)
-        directions, moved = update_inner("low_rank_projection", inner, leaves, low, moved, extra)
+        for key, moved in found.items():
+            moments[key] = dict(zip(moved, new[key].moments, strict=True))
+        within = inner_state.write(state.inner, moments)
+        directions, within = update_inner("low_rank_projection", inner, leaves, low, within, extra)
+        # a P N, and what the residual rule adds.
+        of_kind = functools.partial(lift, scale=a, count=count)
+        used = stacks.stack([directions[key] for key in before])
+        ends = stacks.unstack(stacks.map(of_kind, stacked, between, used))
+        lifted = dict(zip(before, ends, strict=True))
         out = []
         for (key, (leaf, p)), weight in zip(leaves.items(), weights, strict=True):
-            if p is None:
-                out.append(as_update(directions[key], leaf, weight))
-                continue
-            # a P N, and what the residual rule adds.
-            places = Places(p.frame, leaf)
-            projected, direction = (places.low_where_used(x[key]) for x in (low, directions))
-            matrix, residual[key] = combined(residual[key], steps[key], projected, direction)
-            update = as_update(p.frame.axes.from_matrix(matrix, p.frame.shape), leaf, weight)
-            out.append(placement.like(update, leaf))
-        new = LowRankState(optax.safe_increment(count), bases, memory, residual, moved)
-        return structure.unflatten(out), new
+            update = directions[key] if p is None else lifted[key][0]
+            update = as_update(update, leaf, weight)
+            out.append(update if p is None else placement.like(update, leaf))
+        return structure.unflatten(out), LowRankState(
+            count=optax.safe_increment(count),
+            bases={key: x.stored for key, x in new.items()},
+            refresh={key: x.refresh for key, x in new.items()},
+            residual={key: memory for key, (_, memory) in lifted.items()},
+            inner=within,
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_structured.quantization.codec import is_encoded
-from optax_structured.quantization.stored_state import StoredState
+from optax_structured.quantization.stored_state import StoredArray, StoredState
 from optax_structured.transforms.nonfinite import new_if
 from optax_structured.xla.output_by_output import OutputByOutput
 from optax_structured.xla.sequencing import as_one, zero_after
+from optax_structured.xla.stacks import Stacks
 
 _TOGETHER = 2**16  # entries of leaves that are decoded at once, of which there are hundreds
 
@@ -27,41 +27,51 @@ def leaf_by_leaf(
 
     Small ones take their turn together: what waits for each of hundreds takes long to compile.
     """
-    decode = [functools.partial(plan.decode, i) for i in range(len(stored))]
-    abstract = [jax.eval_shape(f, x) for f, x in zip(decode, stored, strict=True)]
+    arrays = [plan.array(i) for i in range(len(stored))]
+    abstract = [jax.eval_shape(a.decode, x) for a, x in zip(arrays, stored, strict=True)]
     program = OutputByOutput(step, gradients, abstract)
-    turn = jnp.zeros((), jnp.uint8)  # stays 0
+    decoded: dict[int, jax.Array] = {}
 
-    def decoded(i: int) -> jax.Array:
-        x = stored[i]
-        if is_encoded(x):  # so that it is not decoded before its turn
-            x = x._replace(codes=x.codes + turn)
-        return plan.decode(i, x)
+    def read(i: int) -> jax.Array:
+        return decoded[i] if i in decoded else arrays[i].decode(stored[i])
 
     count = len(gradients)
     program.reads(
         [functools.partial(gradients.__getitem__, k) for k in range(count)]
-        + [functools.partial(decoded, i) for i in range(len(stored))]
+        + [functools.partial(read, i) for i in range(len(stored))]
     )
     outputs: list[Any]
     structure: Any
     outputs, structure = jax.tree.flatten(program.shapes)
     made: list[Any] = [None] * len(outputs)
+    turn = jnp.zeros((), jnp.uint8)  # stays 0
+
+    def decode(array: StoredArray, x: Any) -> jax.Array:
+        return array.decode(x)
+
+    def keep(places: Sequence[int]) -> None:
+        for i, x in zip(places, program.run([count + i for i in places]), strict=True):
+            made[count + i] = jax.tree.map(select, arrays[i].encode(x), stored[i])
+
+    select = functools.partial(new_if, usable)
     for turns in together([jnp.size(x) for x in gradients]):
         mine = [i for i, owner in enumerate(plan.owners) if owner in turns]
-        found = program.run([*turns, *(count + i for i in mine)])
-        made[turns.start : turns.stop] = (new_if(usable, x) for x in found[: len(turns)])
-        old = [stored[i] for i in mine]
-        encode = functools.partial(plan.encode, mine)
-        fresh = as_one(encode, found[len(turns) :], old, _true(usable, old))
-        for i, x in zip(mine, fresh, strict=True):
+        coded = [i for i in mine if plan.codecs[i]]
+        stacks = Stacks([arrays[i] for i in coded], [stored[i] for i in coded])
+        for i in coded:  # so that it is not decoded before its turn
+            stored[i] = stored[i]._replace(codes=stored[i].codes + turn)
+        old = stacks.stack([stored[i] for i in coded])
+        decoded |= zip(coded, stacks.unstack(stacks.map(decode, old)), strict=True)
+        found = program.run([*turns, *(count + i for i in coded)])
+        made[turns.start : turns.stop] = map(select, found[: len(turns)])
+        encode = functools.partial(stacks.map, StoredArray.encode)
+        new = as_one(encode, stacks.stack(found[len(turns) :]), old, _true(usable, old))
+        for i, x in zip(coded, stacks.unstack(new), strict=True):
             made[count + i] = x
-        if codes := [x.codes for x in fresh if is_encoded(x)]:
-            turn = zero_after(codes[-1], turn)
-    rest = [count + i for i, owner in enumerate(plan.owners) if owner is None]
-    shared = plan.encode([i - count for i in rest], program.run(rest))
-    for i, x in zip(rest, shared, strict=True):
-        made[i] = jax.tree.map(functools.partial(new_if, usable), x, stored[i - count])
+        keep([i for i in mine if not plan.codecs[i]])
+        if new:
+            turn = zero_after(new[-1].codes, turn)
+    keep([i for i, owner in enumerate(plan.owners) if owner is None])
     program.finish()
     return structure.unflatten(made)
 
@@ -87,5 +97,5 @@ def _true(usable: jax.Array | None, old: list[Any]) -> jax.Array:
     """Whether a step is usable; where nothing says so, True in a form that XLA cannot fold."""
     if usable is not None:
         return usable
-    scales = [x.absmax for x in old if is_encoded(x) and x.absmax.size]
+    scales = [x.absmax for x in old if x.absmax.size]
     return ~(scales[0][(0,) * scales[0].ndim] < 0) if scales else jnp.ones((), bool)

@@ -111,7 +111,8 @@ def quantized(
         leaves, structure = jax.tree.flatten(inner.init(params))
         # Moments start as zeros: the compiler would encode them itself, for minutes.
         leaves = jax.lax.optimization_barrier(leaves)
-        return QuantizedState(structure.unflatten(todo.encode(range(len(leaves)), leaves)))
+        stored = [todo.array(i).encode(x) for i, x in enumerate(leaves)]
+        return QuantizedState(structure.unflatten(stored))
 
     def update(
         updates: Any,

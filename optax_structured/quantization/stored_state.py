@@ -1,6 +1,5 @@
 """Which codec each array of a state has, and going between the stored and the decoded state."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -15,6 +14,30 @@ from optax_structured.quantization.codec import DynamicCode, is_encoded, is_mapp
 from optax_structured.quantization.dynamic import Dynamic
 from optax_structured.states import changed_setting
 from optax_structured.trees.precision import wide_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """How one array is stored; those of parameters that are alike are equal."""
+
+    codec: Dynamic | None
+    leaf: Any  # abstract and decoded
+    name: str = dataclasses.field(compare=False)  # of the parameter, for errors
+
+    def encode(self, x: jax.Array) -> Any:
+        """What is stored of it."""
+        if self.codec is None:  # computed in float32, kept as the inner transformation keeps it
+            return x if x.dtype == self.leaf.dtype else x.astype(self.leaf.dtype)
+        with of_leaf("quantized: the state of", self.name):
+            return self.codec.encode(x)
+
+    def decode(self, x: Any) -> jax.Array:
+        """The array, from what is stored."""
+        if self.codec is None:
+            return x
+        with of_leaf("quantized: the state of", self.name):
+            decoded = self.codec.decode(x, self.leaf.shape).astype(wide_dtype(self.leaf))
+            return back(decoded, self.leaf, self.codec.block)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,33 +79,13 @@ class StoredState:
                 nodes[i] = 0.0
         return found, jax.tree.structure(structure.unflatten(nodes))
 
-    def encode(self, places: Sequence[int], arrays: Sequence[Any]) -> list[Any]:
-        """Arrays of the state, stored."""
-        return [self._encode(i, x) for i, x in zip(places, arrays, strict=True)]
-
-    def _encode(self, i: int, x: Any) -> Any:
-        codec, leaf = self.codecs[i], self.leaves[i]
-        if codec is None:  # computed in float32, and kept as the inner transformation keeps it
-            return x if x.dtype == leaf.dtype else x.astype(leaf.dtype)
-        with self.named(self.owners[i]):
-            return codec.encode(x)
-
-    def decode(self, i: int, x: Any) -> jax.Array:
-        """One array of the state, from what is stored."""
-        codec, leaf = self.codecs[i], self.leaves[i]
-        if codec is None:
-            return x
-        with self.named(self.owners[i]):
-            decoded = codec.decode(x, leaf.shape).astype(wide_dtype(leaf))
-            return back(decoded, leaf, codec.block)
+    def array(self, i: int) -> StoredArray:
+        """How one array is stored."""
+        return StoredArray(self.codecs[i], self.leaves[i], self.name(self.owners[i]))
 
     def name(self, owner: int | None) -> str:
         """The path of a parameter."""
         return "what all parameters share" if owner is None else self.paths[owner]
-
-    def named(self, owner: int | None) -> contextlib.AbstractContextManager[None]:
-        """Errors inside tell the parameter."""
-        return of_leaf("quantized: the state of", self.name(owner))
 
     def _check(self, i: int, node: Any) -> None:
         """Raises ValueError for an array that is stored as another codec would store it."""

@@ -21,8 +21,8 @@ def traced_once(function: Callable[..., Any]) -> Any:
     shared = jax.jit(function, static_argnums=0)
 
     @functools.wraps(function)
-    def of_leaf(static: Any, *arrays: Any) -> Any:
-        return (shared if is_hashable(static) else function)(static, *arrays)
+    def of_leaf(static: Any, *arrays: Any, **named: Any) -> Any:
+        return (shared if is_hashable(static) else function)(static, *arrays, **named)
 
     return of_leaf
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from optax_structured.meshes.placement import on_explicit_mesh
 from optax_structured.xla.sequencing import not_before, zero_after
+from optax_structured.xla.stacks import entry, places
 
 _LOOP_SIZE = 3 * 2**19  # entries of all leaves of a loop: copies fit the caches of a CPU
 _LEAF_SIZE = 2**18  # from so many entries on, copying a leaf costs more than compiling its work
@@ -63,7 +64,8 @@ def in_turn(run: Callable[..., jax.Array], works: Sequence[Work]) -> list[jax.Ar
             turn = zero_after(jax.tree.leaves(first.arrays)[0], turn)
         if others:
             found = _loop(run, [first, *others], turn)
-            results |= zip(numbers, found, strict=True)
+            rows = (entry(found, place) for place in places(len(found), found))
+            results |= zip(numbers, rows, strict=True)
         else:
             if last is not None:
                 held, arrays = not_before(last, (first.held, first.arrays))
