@@ -46,9 +46,6 @@ def leaf_by_leaf(
     made: list[Any] = [None] * len(outputs)
     turn = jnp.zeros((), jnp.uint8)  # stays 0
 
-    def decode(array: StoredArray, x: Any) -> jax.Array:
-        return array.decode(x)
-
     def keep(places: Sequence[int]) -> None:
         for i, x in zip(places, program.run([count + i for i in places]), strict=True):
             made[count + i] = jax.tree.map(select, arrays[i].encode(x), stored[i])
@@ -57,11 +54,15 @@ def leaf_by_leaf(
     for turns in together([jnp.size(x) for x in gradients]):
         mine = [i for i, owner in enumerate(plan.owners) if owner in turns]
         coded = [i for i in mine if plan.codecs[i]]
-        stacks = Stacks([arrays[i] for i in coded], [stored[i] for i in coded])
-        for i in coded:  # so that it is not decoded before its turn
-            stored[i] = stored[i]._replace(codes=stored[i].codes + turn)
-        old = stacks.stack([stored[i] for i in coded])
-        decoded |= zip(coded, stacks.unstack(stacks.map(decode, old)), strict=True)
+        old = [stored[i] for i in coded]
+        stacks = Stacks([arrays[i] for i in coded], old)
+        waiting = [x._replace(codes=x.codes + turn) for x in old]  # not decoded before its turn
+        stacked = stacks.stack(waiting)
+        decoded |= zip(coded, stacks.unstack(stacks.map(StoredArray.decode, stacked)), strict=True)
+        # A leaf alone is kept as it is: to wait would take an array.
+        old = [
+            old[i] if not more else x for (i, *more), x in zip(stacks.groups, stacked, strict=True)
+        ]
         found = program.run([*turns, *(count + i for i in coded)])
         made[turns.start : turns.stop] = map(select, found[: len(turns)])
         encode = functools.partial(stacks.map, StoredArray.encode)
