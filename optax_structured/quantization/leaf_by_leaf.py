@@ -56,13 +56,13 @@ def leaf_by_leaf(
         coded = [i for i in mine if plan.codecs[i]]
         old = [stored[i] for i in coded]
         stacks = Stacks([arrays[i] for i in coded], old)
-        waiting = [x._replace(codes=x.codes + turn) for x in old]  # not decoded before its turn
+        waiting = list(old)
+        for first, *_ in stacks.groups:  # so that none is decoded before its turn
+            waiting[first] = old[first]._replace(codes=old[first].codes + turn)
         stacked = stacks.stack(waiting)
         decoded |= zip(coded, stacks.unstack(stacks.map(StoredArray.decode, stacked)), strict=True)
         # A leaf alone is kept as it is: to wait would take an array.
-        old = [
-            old[i] if not more else x for (i, *more), x in zip(stacks.groups, stacked, strict=True)
-        ]
+        old = [x if more else old[i] for (i, *more), x in zip(stacks.groups, stacked, strict=True)]
         found = program.run([*turns, *(count + i for i in coded)])
         made[turns.start : turns.stop] = map(select, found[: len(turns)])
         encode = functools.partial(stacks.map, StoredArray.encode)
