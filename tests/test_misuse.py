@@ -388,6 +388,14 @@ MISUSE = [
         )
         for n, make in {"ramda": oxs.ramda, "rmda": oxs.rmda}.items()
     ),
+    *(
+        (
+            f"stages-{n}-number",
+            lambda make=make: make(0.1, stages=5),
+            r"stages must be Stages\.equal",
+        )
+        for n, make in {"ramda": oxs.ramda, "rmda": oxs.rmda}.items()
+    ),
     ("stages-rule", lambda: oxs.Stages((5,)).momentum(0.9, rule="x"), "rule must be"),
     (
         "point-without-regularizer",

@@ -12,7 +12,7 @@ from optax_structured.recipes.averaging import averaged
 from optax_structured.recipes.end_of_chain import closed_chain
 from optax_structured.regularizers.base import Regularizer
 from optax_structured.states.clock import ScalarOrSchedule
-from optax_structured.step_sizes import Stages
+from optax_structured.step_sizes.stages import Stages, check_stages
 from optax_structured.trees import Rules
 from optax_structured.trees.checks import check_nonnegative, check_positive
 
@@ -92,6 +92,7 @@ def ramda(
     """
     check_positive("eps", eps)
     check_nonnegative("learning_rate", learning_rate)
+    check_stages(stages)
     if stages is not None:
         learning_rate, eps = stages.decay(learning_rate), stages.decay(eps)
         momentum = stages.momentum(momentum)
@@ -152,6 +153,7 @@ def rmda(
       counters of the last parameter group only; here they belong to the optimizer.
     """
     check_nonnegative("learning_rate", learning_rate)
+    check_stages(stages)
     if stages is not None:
         learning_rate, momentum = stages.decay(learning_rate), stages.momentum(momentum)
     steps = closed_chain(

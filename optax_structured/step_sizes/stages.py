@@ -152,6 +152,15 @@ def _check_reaches_zero(momentum: Any, steps: int) -> None:
         )
 
 
+def check_stages(stages: Any) -> None:
+    """Raises TypeError unless these are `Stages`, or None."""
+    if stages is not None and not isinstance(stages, Stages):
+        raise TypeError(
+            "stages must be Stages.equal(total_steps, number) or Stages(milestones), got "
+            f"{stages!r}"
+        )
+
+
 def check_milestones(milestones: Sequence[int]) -> tuple[int, ...]:
     """The milestones as a tuple; raises ValueError unless they increase from 1 on."""
     milestones = tuple(milestones)
