@@ -189,6 +189,9 @@ def test_pieces_of_a_leaf_inside_shard_map_agree():
     assert not jnp.any(updates) and counts(after) == [1, 1]
 
 
+RANK = 32
+
+
 def temporaries(tx, leaves=4, shape=(512, 512)):
     start = {f"layer{i}": jax.ShapeDtypeStruct(shape, jnp.float32) for i in range(leaves)}
 
@@ -208,13 +211,16 @@ def temporaries(tx, leaves=4, shape=(512, 512)):
     [
         pytest.param(oxs.skip_nonfinite(optax.adamw(1e-3)), id="adamw"),
         pytest.param(oxs.ramda(1e-2, GROUPS, 1e-3), id="ramda"),
-        pytest.param(oxs.galore(1e-2, oxs.LowRank(32)), id="galore"),
-        pytest.param(oxs.fira(1e-2, oxs.LowRank(32)), id="fira"),
+        pytest.param(oxs.galore(1e-2, oxs.LowRank(RANK)), id="galore"),
+        pytest.param(oxs.fira(1e-2, oxs.LowRank(RANK)), id="fira"),
     ],
 )
 def test_a_donated_state_is_still_written_in_place(tx):
-    """With the selection after the update, adamw alone would need 3 more arrays of a leaf."""
-    assert temporaries(tx) <= temporaries(tx.inner) + 4096
+    """With the selection after the update, adamw alone would need 3 more arrays of a leaf.
+
+    One basis may be held twice: the projection reads the new one.
+    """
+    assert temporaries(tx) <= temporaries(tx.inner) + 4096 + 4 * RANK * 512
 
 
 def test_the_flag_is_made_once_for_all_leaves():
