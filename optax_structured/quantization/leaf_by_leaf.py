@@ -45,12 +45,12 @@ def leaf_by_leaf(
     outputs, structure = jax.tree.flatten(program.shapes)
     made: list[Any] = [None] * len(outputs)
     turn = jnp.zeros((), jnp.uint8)  # stays 0
+    select = functools.partial(new_if, usable)
 
     def keep(places: Sequence[int]) -> None:
         for i, x in zip(places, program.run([count + i for i in places]), strict=True):
             made[count + i] = jax.tree.map(select, arrays[i].encode(x), stored[i])
 
-    select = functools.partial(new_if, usable)
     for turns in together([jnp.size(x) for x in gradients]):
         mine = [i for i, owner in enumerate(plan.owners) if owner in turns]
         coded = [i for i in mine if plan.codecs[i]]

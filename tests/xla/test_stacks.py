@@ -32,7 +32,7 @@ def one_device(monkeypatch):
 
 
 def steps(optimizer, params, count=3):
-    """The updates of the last step, and the state."""
+    """The updates of the last step."""
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for step in range(count):
         grads = {name: jnp.roll(x, step) for name, x in params.items()}
