@@ -25,7 +25,7 @@ from optax_structured.trees import Rules
 from optax_structured.trees.checks import check_nonnegative
 from optax_structured.trees.precision import as_update, at_least_float32, finite, wide_dtype
 from optax_structured.trees.tree_checks import check_same_tree
-from optax_structured.xla.stacks import Stacks
+from optax_structured.xla.stacks import Rows, Stacks
 
 DEFAULTS: dict[str, Any] = {
     "period": 200,
@@ -151,10 +151,10 @@ def low_rank_projection(
         # Fit the bases P that are due, and R = P' G; small leaves that are alike as one stack, if
         # all are due at the same steps.
         apart = [i for i, k in enumerate(kinds) if masks or type(k.spec.refresh) is not Periodic]
-        stacks = Stacks(kinds, [*before.values()], apart)
+        stacks, rows = Stacks(kinds, [*before.values()], apart), Rows()
         stacked = stacks.stack([*before.values()])
         between = stacks.map(functools.partial(project, count=count), stacked)
-        kept = stacks.unstack([(x.held, x.low) for x in between])
+        kept = stacks.unstack([(x.held, x.low) for x in between], rows)
         new = {key: held for key, (held, _) in zip(before, kept, strict=True)}
         low |= {key: x for key, (_, x) in zip(before, kept, strict=True)}
         # N = inner(R), of all leaves at once.
@@ -165,7 +165,7 @@ def low_rank_projection(
         # a P N, and what the residual rule adds.
         of_kind = functools.partial(lift, scale=a, count=count)
         used = stacks.stack([directions[key] for key in before])
-        ends = stacks.unstack(stacks.map(of_kind, stacked, between, used))
+        ends = stacks.unstack(stacks.map(of_kind, stacked, between, used), rows)
         lifted = dict(zip(before, ends, strict=True))
         out = []
         for (key, (leaf, p)), weight in zip(leaves.items(), weights, strict=True):

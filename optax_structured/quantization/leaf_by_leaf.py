@@ -11,7 +11,7 @@ from optax_structured.quantization.stored_state import StoredArray, StoredState
 from optax_structured.transforms.nonfinite import new_if
 from optax_structured.xla.output_by_output import OutputByOutput
 from optax_structured.xla.sequencing import as_one, zero_after
-from optax_structured.xla.stacks import Stacks
+from optax_structured.xla.stacks import Rows, Stacks
 
 _TOGETHER = 2**16  # entries of leaves that are decoded at once, of which there are hundreds
 
@@ -46,6 +46,7 @@ def leaf_by_leaf(
     made: list[Any] = [None] * len(outputs)
     turn = jnp.zeros((), jnp.uint8)  # stays 0
     select = functools.partial(new_if, usable)
+    rows = Rows()
 
     def keep(places: Sequence[int]) -> None:
         for i, x in zip(places, program.run([count + i for i in places]), strict=True):
@@ -60,14 +61,15 @@ def leaf_by_leaf(
         for first, *_ in stacks.groups:  # so that none is decoded before its turn
             waiting[first] = old[first]._replace(codes=old[first].codes + turn)
         stacked = stacks.stack(waiting)
-        decoded |= zip(coded, stacks.unstack(stacks.map(StoredArray.decode, stacked)), strict=True)
+        found = stacks.unstack(stacks.map(StoredArray.decode, stacked), rows)
+        decoded |= zip(coded, found, strict=True)
         # A leaf alone is kept as it is: to wait would take an array.
         old = [x if more else old[i] for (i, *more), x in zip(stacks.groups, stacked, strict=True)]
         found = program.run([*turns, *(count + i for i in coded)])
         made[turns.start : turns.stop] = map(select, found[: len(turns)])
         encode = functools.partial(stacks.map, StoredArray.encode)
         new = as_one(encode, stacks.stack(found[len(turns) :]), old, _true(usable, old))
-        for i, x in zip(coded, stacks.unstack(new), strict=True):
+        for i, x in zip(coded, stacks.unstack(new, rows), strict=True):
             made[count + i] = x
         keep([i for i in mine if not plan.codecs[i]])
         if new:

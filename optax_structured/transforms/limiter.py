@@ -125,7 +125,8 @@ def limit(
     growth, eps = (jnp.asarray(x, previous.dtype) for x in (growth, eps))
     most = growth * (previous + eps)
     grown = (previous > 0) & (norm > most)
-    factor = jnp.where(grown, most / jnp.where(grown, norm, 1), 1)
+    # Ends in a division, which XLA does not repeat in each kernel that reads the factor.
+    factor = jnp.where(grown, most, 1) / jnp.where(grown, norm, 1)
     countable = (norm > 0) & jnp.isfinite(norm)
     return factor, jnp.where(countable, norm * factor, previous)
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from optax_structured.meshes.placement import on_explicit_mesh
 from optax_structured.xla.sequencing import not_before, zero_after
-from optax_structured.xla.stacks import entry, places
+from optax_structured.xla.stacks import Rows
 
 _LOOP_SIZE = 3 * 2**19  # entries of all leaves of a loop: copies fit the caches of a CPU
 _LEAF_SIZE = 2**18  # from so many entries on, copying a leaf costs more than compiling its work
@@ -58,14 +58,14 @@ def in_turn(run: Callable[..., jax.Array], works: Sequence[Work]) -> list[jax.Ar
     results: dict[int, jax.Array] = {}
     turn = jnp.zeros(())  # stays 0
     last: jax.Array | None = None
+    rows = Rows()
     for numbers in _loops(works):
         first, *others = (works[i] for i in numbers)
         if not results:
             turn = zero_after(jax.tree.leaves(first.arrays)[0], turn)
         if others:
             found = _loop(run, [first, *others], turn)
-            rows = (entry(found, place) for place in places(len(found), found))
-            results |= zip(numbers, rows, strict=True)
+            results |= zip(numbers, rows.first(len(found), found), strict=True)
         else:
             if last is not None:
                 held, arrays = not_before(last, (first.held, first.arrays))

@@ -45,16 +45,22 @@ class Traced:
                 waiting.setdefault(v, i)
         done: set[int] = set()
         pending: list[Any] = []
-        for equation in program.eqns:
-            pending.append(equation)
-            made = [v for v in equation.outvars if v in waiting]
-            if made:
-                core.evaluate(program, pending, values)
-                pending = []
-            for v in made:
+        unchanged: dict[Any, None] = {}  # outputs that they make
+
+        def catch_up() -> None:
+            core.evaluate(program, pending, values)
+            for v in unchanged:
                 values[v] = changes[waiting[v]](values[v])
                 done.add(waiting[v])
-        core.evaluate(program, pending, values)
+            pending.clear()
+            unchanged.clear()
+
+        for equation in program.eqns:
+            if any(v in unchanged for v in core.variables(equation.invars)):
+                catch_up()
+            pending.append(equation)
+            unchanged.update(dict.fromkeys(v for v in equation.outvars if v in waiting))
+        catch_up()
         found = [v.val if isinstance(v, core.Literal) else values[v] for v in outputs]
         rest = (x if i in done else changes[i](x) for i, x in enumerate(found))
         return jax.tree.unflatten(jax.tree.structure(self.shapes), rest)
