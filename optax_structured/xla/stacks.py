@@ -100,7 +100,12 @@ class Stacks:
 
 
 def _stack(*x: Any) -> Any:
-    return np.stack(x) if isinstance(x[0], np.generic) else jnp.stack(x)
+    if isinstance(x[0], np.generic):
+        return np.stack(x)
+    if not jnp.ndim(x[0]):
+        return jnp.stack(x)
+    # One operation for all leaves, where `jnp.stack` takes another for each.
+    return jax.lax.concatenate(x, 0).reshape(len(x), *jnp.shape(x[0]))
 
 
 def _may_share(leaves: Sequence[Any]) -> bool:
