@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from processes import host_devices
 
 FOLDER = pathlib.Path(__file__).parents[1] / "examples"
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 
 def output(path, **environment):
@@ -29,6 +29,6 @@ def test_it_runs(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["stacked_layers.py", "maxtext_tree.py"])
 def test_stacked_layers_train_on_eight_devices(name):
-    said = output(FOLDER / name, **EIGHT)
+    said = output(FOLDER / name, **host_devices(8))
     first, last = re.search(r"loss ([\d.]+) -> ([\d.]+)", said).groups()
     assert float(last) < 0.1 * float(first)

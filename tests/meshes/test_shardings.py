@@ -23,6 +23,7 @@ from hlo import (
 )
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from processes import host_devices
 from recipes_table import assert_close, normal_tree, run, step_of
 from tolerances import reordered
 
@@ -321,14 +322,12 @@ print(json.dumps({
 @pytest.mark.parametrize("layout", ["stacked", "layers"])
 @pytest.mark.parametrize("devices", [8, 256])
 def test_seven_billion_parameters_compile_from_shapes(devices, layout):
-    flags = f"--xla_force_host_platform_device_count={devices}"
     tests = str(pathlib.Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, "-c", SEVEN_BILLION, str(devices), layout],
         env={
             **os.environ,
-            "XLA_FLAGS": flags,
-            "JAX_PLATFORMS": "cpu",
+            **host_devices(devices),
             "PYTHONPATH": os.pathsep.join([tests, *sys.path]),
         },
         capture_output=True,

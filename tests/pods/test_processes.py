@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from cli_runs import LM, invoke, write_text
+from processes import host_devices
 
 HERE = pathlib.Path(__file__).parent
 MESH = {"data": 4, "fsdp": 2}
@@ -29,8 +30,7 @@ def start(command, processes, devices):
         port = free.getsockname()[1]
     base = {
         **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        **host_devices(devices),
         "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
     }
     together = {
