@@ -1,5 +1,6 @@
 """The two halves of the update of a projected leaf, before and after the inner transformation."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from optax_structured.low_rank.refit import Held, refit
 from optax_structured.low_rank.residuals import InTurn, Step
 from optax_structured.low_rank.shardings import Places
 from optax_structured.projectors.frames import Frame
+from optax_structured.transforms.nonfinite import new_if
 from optax_structured.trees.precision import finite, wide_dtype
 from optax_structured.xla.alike import traced_once
 
@@ -42,14 +44,14 @@ class Between(NamedTuple):
 
 
 @traced_once
-def project(kind: Kind, leaf: Before, count: jax.Array) -> Between:
+def project(kind: Kind, leaf: Before, count: jax.Array, usable: jax.Array | None) -> Between:
     """Fits the basis P if that is due, and projects: :math:`R = P^\\top G`."""
     spec, frame, moments = kind
     places = Places(frame, leaf.gradient)
     in_turn = places.in_turn(spec)
     matrix = frame.axes.to_matrix(spec.residual.absorb(leaf.residual, leaf.gradient))
     seed = leaf.seed + count.astype(jnp.uint32)
-    held = refit(spec, frame, moments, in_turn, leaf.held, leaf.due, matrix, seed)
+    held = refit(spec, frame, moments, in_turn, usable, leaf.held, leaf.due, matrix, seed)
     factors = InTurn(held.stored) if in_turn else places.factors(spec, held.stored)
     low = Step(spec, frame, factors, matrix, None, count).project()
     low = finite(low).astype(wide_dtype(leaf.gradient))
@@ -64,6 +66,7 @@ def lift(
     direction: jax.Array,
     scale: Any,
     count: jax.Array,
+    usable: jax.Array | None,
 ) -> tuple[jax.Array, Any]:
     """The update of the leaf, :math:`a P N` and what the residual rule adds; what it remembers."""
     spec, frame, _ = kind
@@ -71,4 +74,5 @@ def lift(
     step = Step(spec, frame, between.factors, between.matrix, scale, count)
     lows = map(places.low_where_used, (between.low, direction))
     matrix, residual = spec.residual.combine(leaf.residual, step, *lows)
+    residual = jax.tree.map(functools.partial(new_if, usable), residual, leaf.residual)
     return frame.axes.from_matrix(matrix, frame.shape), residual

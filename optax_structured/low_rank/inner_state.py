@@ -10,6 +10,7 @@ from jax.tree_util import DictKey, keystr
 
 from optax_structured.states import arrays_of
 from optax_structured.states.roles import CODES
+from optax_structured.transforms.nonfinite import step_if
 from optax_structured.trees import name_of_key
 
 
@@ -86,9 +87,13 @@ def _place(path: Any) -> str:
 
 
 def update(
-    inner: optax.GradientTransformationExtraArgs, low: Any, state: Any, extra: Mapping[str, Any]
+    inner: optax.GradientTransformationExtraArgs,
+    low: Any,
+    state: Any,
+    usable: jax.Array | None,
+    extra: Mapping[str, Any],
 ) -> tuple[Any, Any]:
-    """The update of the inner transformation, which gets the shapes of the leaves as parameters.
+    """The step of the inner transformation, which gets the shapes of the leaves as parameters.
 
     Raises:
       NeedsParameters: it needs them.
@@ -96,7 +101,7 @@ def update(
     # Some, such as factored root mean squares, look at the shapes of the parameters and no further.
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), low)
     try:
-        return inner.update(low, state, shapes, **extra)
+        return step_if(usable, inner, low, state, shapes, **extra)
     except Exception as error:
         try:  # the same call with parameters tells whether they are what is missing
             jax.eval_shape(lambda: inner.update(low, state, low, **extra))
@@ -114,7 +119,7 @@ def check(inner: optax.GradientTransformationExtraArgs, low: dict[str, Any]) -> 
     """Raises NeedsParameters at `init` already, if one leaf shows it without extra arguments."""
     one = dict(itertools.islice(low.items(), 1))
     try:
-        jax.eval_shape(lambda: update(inner, one, inner.init(one), {}))
+        jax.eval_shape(lambda: update(inner, one, inner.init(one), None, {}))
     except NeedsParameters:
         raise
     except Exception:  # the update itself will tell, when its extra arguments are there

@@ -39,6 +39,7 @@ def refit(
     frame: Frame,
     moments: tuple[Moment, ...],
     in_turn: bool,
+    usable: jax.Array | None,
     held: Held,
     due: Any,
     *operands: jax.Array,
@@ -49,6 +50,7 @@ def refit(
       spec, frame: of the leaf.
       moments: what the arrays of `held.moments` are.
       in_turn: fit the matrices of a stack one after the other.
+      usable: bool, (): whether the step counts; None: it does.
       held: before.
       due: bool, () or (\\*batch,).
       operands: (\\*batch, m, n), the gradient to fit, in its own orientation; a seed, uint32.
@@ -59,6 +61,7 @@ def refit(
 
     fit = functools.partial(_fit, spec, frame, moments, in_turn)
     due = due | (held.refresh.missing > 0)  # matrix by matrix: a new one moves no other
+    due = due if usable is None else due & usable
     return branch(jnp.any(due), fit, keep, held, due, *operands)
 
 

@@ -56,6 +56,7 @@ def update_inner(
     leaves: Leaves,
     low: Any,
     state: Any,
+    usable: jax.Array | None,
     extra: Mapping[str, Any],
 ) -> tuple[Any, Any]:
     """The update of the inner transformation, whose state has to be one of these low-rank leaves.
@@ -63,7 +64,7 @@ def update_inner(
     Checked only where something went wrong: tracing `inner.init` takes time.
     """
     try:
-        directions, new = inner_state.update(inner, low, state, extra)
+        directions, new = inner_state.update(inner, low, state, usable, extra)
     except Exception:
         _check_inner(element, leaves, jax.eval_shape(inner.init, low), state)
         raise

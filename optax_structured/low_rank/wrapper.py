@@ -21,6 +21,7 @@ from optax_structured.meshes import placement
 from optax_structured.projectors import SubspaceIteration
 from optax_structured.states.clock import ScalarOrSchedule
 from optax_structured.states.roles import Bases, ErrorBuffer
+from optax_structured.transforms.nonfinite import Skipping, new_if
 from optax_structured.trees import Rules
 from optax_structured.trees.checks import check_nonnegative
 from optax_structured.trees.precision import as_update, at_least_float32, finite, wide_dtype
@@ -116,16 +117,18 @@ def low_rank_projection(
         params: Any = None,
         *,
         refresh: Any = None,
+        usable: jax.Array | None = None,
         **extra: Any,
     ) -> tuple[Any, LowRankState]:
         if params is not None:
             check_same_tree("low_rank_projection", updates, params, whose="the parameters")
         leaves = plan(table, updates)
         count = state.count
+        counted = new_if(usable, optax.safe_increment(count), count)
         a = scale(count) if callable(scale) else scale
         check_leaves("low_rank_projection", leaves, _begun, _HELD, state)
         if not leaves:
-            return updates, state._replace(count=optax.safe_increment(count))
+            return updates, state._replace(count=counted)
         masks = _masks(refresh, updates, leaves)
         moving = [key for key, (_, p) in leaves.items() if p and p.spec.transport.moves_moments]
         found = inner_state.find(inner, lambda: _low_leaves(leaves), moving)
@@ -153,34 +156,39 @@ def low_rank_projection(
         apart = [i for i, k in enumerate(kinds) if masks or type(k.spec.refresh) is not Periodic]
         stacks, rows = Stacks(kinds, [*before.values()], apart), Rows()
         stacked = stacks.stack([*before.values()])
-        between = stacks.map(functools.partial(project, count=count), stacked)
-        kept = stacks.unstack([(x.held, x.low) for x in between], rows)
-        new = {key: held for key, (held, _) in zip(before, kept, strict=True)}
-        low |= {key: x for key, (_, x) in zip(before, kept, strict=True)}
+        between = stacks.map(functools.partial(project, count=count, usable=usable), stacked)
+        lows = stacks.unstack([x.low for x in between], rows)
+        kept = stacks.unstack_apart([x.held for x in between], rows)
+        low |= zip(before, lows, strict=True)
+        new = dict(zip(before, kept, strict=True))
         # N = inner(R), of all leaves at once.
         for key, moved in found.items():
             moments[key] = dict(zip(moved, new[key].moments, strict=True))
         within = inner_state.write(state.inner, moments)
-        directions, within = update_inner("low_rank_projection", inner, leaves, low, within, extra)
+        directions, within = update_inner(
+            "low_rank_projection", inner, leaves, low, within, usable, extra
+        )
         # a P N, and what the residual rule adds.
-        of_kind = functools.partial(lift, scale=a, count=count)
+        of_kind = functools.partial(lift, scale=a, count=count, usable=usable)
         used = stacks.stack([directions[key] for key in before])
-        ends = stacks.unstack(stacks.map(of_kind, stacked, between, used), rows)
-        lifted = dict(zip(before, ends, strict=True))
+        ends = stacks.map(of_kind, stacked, between, used)
+        lifted = dict(zip(before, stacks.unstack([x for x, _ in ends], rows), strict=True))
+        kept = stacks.unstack_apart([memory for _, memory in ends], rows)
+        memories = dict(zip(before, kept, strict=True))
         out = []
         for (key, (leaf, p)), weight in zip(leaves.items(), weights, strict=True):
-            update = directions[key] if p is None else lifted[key][0]
+            update = directions[key] if p is None else lifted[key]
             update = as_update(update, leaf, weight)
             out.append(update if p is None else placement.like(update, leaf))
         return structure.unflatten(out), LowRankState(
-            count=optax.safe_increment(count),
+            count=counted,
             bases={key: x.stored for key, x in new.items()},
             refresh={key: x.refresh for key, x in new.items()},
-            residual={key: memory for key, (_, memory) in lifted.items()},
+            residual=memories,
             inner=within,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Skipping(init, update)
 
 
 _HELD = ("bases", "refresh", "residual")

@@ -66,10 +66,10 @@ def leaf_by_leaf(
         # A leaf alone is kept as it is: to wait would take an array.
         old = [x if more else old[i] for (i, *more), x in zip(stacks.groups, stacked, strict=True)]
         found = program.run([*turns, *(count + i for i in coded)])
-        made[turns.start : turns.stop] = map(select, found[: len(turns)])
+        made[turns.start : turns.stop] = found[: len(turns)]
         encode = functools.partial(stacks.map, StoredArray.encode)
         new = as_one(encode, stacks.stack(found[len(turns) :]), old, _true(usable, old))
-        for i, x in zip(coded, stacks.unstack(new, rows), strict=True):
+        for i, x in zip(coded, stacks.unstack_apart(new, rows), strict=True):
             made[count + i] = x
         keep([i for i in mine if not plan.codecs[i]])
         if new:

@@ -1,6 +1,7 @@
 """Gradients that are not finite: the step is skipped, and counted."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from optax_structured.meshes.placement import agreed, like
 from optax_structured.states.errors import ChangedSetting
 from optax_structured.trees.tree_checks import AnotherTree, check_same_tree
+from optax_structured.xla.apart import SMALL, apart
 from optax_structured.xla.one_number import one_number
 from optax_structured.xla.traced import Traced
 
@@ -66,8 +68,7 @@ def skip_nonfinite(*inner: optax.GradientTransformation) -> optax.GradientTransf
       >>> print(updates["a"], updates["b"], state.skipped)
       [0. 0.] [0. 0.] 1
     """
-    elements = [unguarded(element) for element in inner]
-    chain = elements[0] if len(elements) == 1 else optax.chain(*elements)
+    chain = _chain([unguarded(element) for element in inner])
 
     def init(params: Any) -> SkipNonfiniteState:
         return SkipNonfiniteState(
@@ -89,6 +90,7 @@ def skip_nonfinite(*inner: optax.GradientTransformation) -> optax.GradientTransf
             raise
         skipped = jnp.where(usable, state.skipped, optax.safe_increment(state.skipped))
         in_a_row = jnp.where(usable, 0, optax.safe_increment(state.in_a_row))
+        updates = jax.tree.map(functools.partial(new_if, usable), updates)
         return updates, SkipNonfiniteState(skipped, in_a_row, new)
 
     guarded = Guarded(init, update)
@@ -102,7 +104,39 @@ def unguarded(tx: optax.GradientTransformation) -> optax.GradientTransformationE
 
 
 class Skipping(optax.GradientTransformationExtraArgs):
-    """A transformation whose update takes `usable` and skips by itself; None: it is usable."""
+    """A transformation whose update takes `usable` and keeps its state if it is not.
+
+    None: it is usable. What updates are where it is not does not matter.
+    """
+
+
+def _chain(
+    elements: Sequence[optax.GradientTransformationExtraArgs],
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.chain` that keeps the state of one element after the other, if one does by itself."""
+    if len(elements) == 1:
+        return elements[0]
+    if not any(isinstance(element, Skipping) for element in elements):
+        return optax.chain(*elements)
+
+    def init(params: Any) -> tuple[Any, ...]:
+        return tuple(element.init(params) for element in elements)
+
+    def update(
+        updates: Any,
+        state: tuple[Any, ...],
+        params: Any = None,
+        *,
+        usable: jax.Array | None = None,
+        **extra: Any,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        kept = []
+        for element, old in zip(elements, state, strict=True):
+            updates, new = step_if(usable, element, updates, old, params, **extra)
+            kept.append(new)
+        return updates, tuple(kept)
+
+    return Skipping(init, update)
 
 
 def step_if(
@@ -113,20 +147,20 @@ def step_if(
     params: Any,
     **extra: Any,
 ) -> tuple[Any, Any]:
-    """A step of `inner` where gradients are usable, else zeros and the old state."""
+    """A step of `inner`, whose state stays where gradients are not usable."""
     if isinstance(inner, Skipping):
         return inner.update(updates, state, params, usable=usable, **extra)
+    if usable is None or not jax.tree.leaves(state):
+        return inner.update(updates, state, params, **extra)
 
     def step(updates: Any, state: Any) -> tuple[Any, Any]:
         return inner.update(updates, state, params, **extra)
 
     def changes(moves: Any, new: Any) -> list[Any]:
         old = dict(zip(_names(state), jax.tree.leaves(state), strict=True))
-        kept = [*(None for _ in jax.tree.leaves(moves)), *(old[name] for name in _names(new))]
-        return [functools.partial(new_if, usable, old=x) for x in kept]
+        kept = [functools.partial(new_if, usable, old=old[name]) for name in _names(new)]
+        return [*(None for _ in jax.tree.leaves(moves)), *kept]
 
-    if usable is None:
-        return step(updates, state)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((updates, state))):
         traced = Traced(step, updates, state)
         return traced.run(updates, state, changes=changes(*traced.shapes))
@@ -134,7 +168,7 @@ def step_if(
     structure: Any
     made, structure = jax.tree.flatten(step(updates, state))
     pairs = zip(changes(*structure.unflatten(made)), made, strict=True)
-    return structure.unflatten(change(x) for change, x in pairs)
+    return structure.unflatten(change(x) if change else x for change, x in pairs)
 
 
 def new_if(usable: jax.Array | None, new: Any, old: Any = None) -> Any:
@@ -159,9 +193,17 @@ def _check_same_state(state: Any, tx: optax.GradientTransformation, params: Any)
 def _all_finite(tree: Any, counter: jax.Array) -> jax.Array:
     """() bool, the same on all devices that share the counter."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
-    # 0 or NaN. XLA for CPUs sums floats twice as fast as it combines bools.
-    bad = sum((jnp.sum(x - x).real.astype(jnp.float32) for x in leaves), jnp.zeros(()))
-    return one_number(agreed(bad, counter)) == 0
+
+    def total(leaves: list[Any]) -> jax.Array:
+        # 0 or NaN. XLA for CPUs sums floats twice as fast as it combines bools.
+        return sum((jnp.sum(x - x).real.astype(jnp.float32) for x in leaves), jnp.zeros(()))
+
+    large = total([x for x in leaves if jnp.size(x) > SMALL])
+
+    def all_finite(small: list[Any]) -> jax.Array:
+        return one_number(agreed(large + total(small), counter)) == 0
+
+    return apart(all_finite, [x for x in leaves if jnp.size(x) <= SMALL])
 
 
 def _names(tree: Any) -> list[tuple[str, ...]]:

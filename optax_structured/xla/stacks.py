@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_structured.xla.alike import is_hashable
+from optax_structured.xla.apart import SMALL, apart
 from optax_structured.xla.sequencing import zero_after
 
-_LEAF_SIZE = 2**13  # entries; copying a larger leaf costs more than compiling its work
 _LEAVES = 128  # of one stack
 
 
@@ -31,11 +31,16 @@ class Rows:
 
     def first(self, count: int, stacked: Any) -> list[Any]:
         """So many rows of the leading axis of a tree of arrays, as trees."""
+        numbers = self.numbers(count, stacked)
+        return [jax.tree.map(functools.partial(_row, i=i), stacked) for i in numbers]
+
+    def numbers(self, count: int, made: Any) -> list[jax.Array]:
+        """0, 1, ..., unknown before a tree of arrays is made, if they are not there yet."""
         if count > len(self._numbers):
             more = [jnp.int32(i) for i in range(len(self._numbers), count)]
-            never = zero_after(jax.tree.leaves(stacked)[0], jnp.zeros((), jnp.int32)) > 0
+            never = zero_after(jax.tree.leaves(made)[0], jnp.zeros((), jnp.int32)) > 0
             self._numbers += jax.lax.cond(never, lambda: [jnp.int32(-1)] * len(more), lambda: more)
-        return [jax.tree.map(functools.partial(_row, i=i), stacked) for i in self._numbers[:count]]
+        return self._numbers[:count]
 
 
 def _row(stack: jax.Array, i: jax.Array) -> jax.Array:
@@ -98,6 +103,14 @@ class Stacks:
                 results |= zip(group, rows.first(len(group), tree), strict=True)
         return [results[i] for i in range(len(self.kinds))]
 
+    def unstack_apart(self, stacked: Sequence[Any], rows: Rows) -> list[Any]:
+        """`unstack` of what is only returned: in a program of its own, as no kernel reads it."""
+        count = max(map(len, self.groups), default=1)
+        if count == 1 or not jax.tree.leaves(stacked):
+            return self.unstack(stacked, rows)
+        rows.numbers(count, stacked)  # known outside of it
+        return apart(functools.partial(self.unstack, rows=rows), stacked)
+
 
 def _stack(*x: Any) -> Any:
     if isinstance(x[0], np.generic):
@@ -110,5 +123,5 @@ def _stack(*x: Any) -> Any:
 
 def _may_share(leaves: Sequence[Any]) -> bool:
     """Whether a stack is compiled once, is small, and moves no leaf to where the others live."""
-    small = max((math.prod(jnp.shape(x)) for x in leaves), default=0) <= _LEAF_SIZE
+    small = max((math.prod(jnp.shape(x)) for x in leaves), default=0) <= SMALL
     return small and jax.device_count() == 1 and any(isinstance(x, jax.core.Tracer) for x in leaves)

@@ -29,20 +29,20 @@ class Traced:
         traced, self.shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
         self._program, self._consts = traced.jaxpr, traced.consts
 
-    def run(self, *arguments: Any, changes: Sequence[Change]) -> Any:
+    def run(self, *arguments: Any, changes: Sequence[Change | None]) -> Any:
         """The output, changed; all that is computed from its arrays reads them changed.
 
         Args:
           arguments: like those that the function was traced with.
-          changes: of each array of the output.
+          changes: of each array of the output; None: it stays as it is.
         """
         program, outputs = self._program, self._program.outvars
         values: dict[Any, Any] = dict(zip(program.constvars, self._consts, strict=True))
         values.update(zip(program.invars, jax.tree.leaves(arguments), strict=True))
-        waiting: dict[Any, int] = {}
-        for i, v in enumerate(outputs):
-            if not isinstance(v, core.Literal):
-                waiting.setdefault(v, i)
+        waiting: dict[Any, tuple[int, Change]] = {}
+        for i, (v, change) in enumerate(zip(outputs, changes, strict=True)):
+            if change is not None and not isinstance(v, core.Literal):
+                waiting.setdefault(v, (i, change))
         done: set[int] = set()
         pending: list[Any] = []
         unchanged: dict[Any, None] = {}  # outputs that they make
@@ -50,8 +50,9 @@ class Traced:
         def catch_up() -> None:
             core.evaluate(program, pending, values)
             for v in unchanged:
-                values[v] = changes[waiting[v]](values[v])
-                done.add(waiting[v])
+                i, change = waiting[v]
+                values[v] = change(values[v])
+                done.add(i)
             pending.clear()
             unchanged.clear()
 
@@ -62,5 +63,8 @@ class Traced:
             unchanged.update(dict.fromkeys(v for v in equation.outvars if v in waiting))
         catch_up()
         found = [v.val if isinstance(v, core.Literal) else values[v] for v in outputs]
-        rest = (x if i in done else changes[i](x) for i, x in enumerate(found))
+        rest = (
+            x if i in done or change is None else change(x)
+            for i, (x, change) in enumerate(zip(found, changes, strict=True))
+        )
         return jax.tree.unflatten(jax.tree.structure(self.shapes), rest)
