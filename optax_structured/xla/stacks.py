@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_structured.meshes.placement import on_explicit_mesh
 from optax_structured.xla.alike import is_hashable
 from optax_structured.xla.apart import SMALL, apart
 from optax_structured.xla.sequencing import zero_after
@@ -124,4 +125,5 @@ def _stack(*x: Any) -> Any:
 def _may_share(leaves: Sequence[Any]) -> bool:
     """Whether a stack is compiled once, is small, and moves no leaf to where the others live."""
     small = max((math.prod(jnp.shape(x)) for x in leaves), default=0) <= SMALL
-    return small and jax.device_count() == 1 and any(isinstance(x, jax.core.Tracer) for x in leaves)
+    traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+    return small and traced and jax.device_count() == 1 and not on_explicit_mesh(*leaves)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from recipes_table import normal_tree
 
 import optax_structured as oxs
@@ -91,6 +93,21 @@ def test_on_several_devices_leaves_are_alone(monkeypatch):
     assert groups("aa", [(3,)] * 2) == [[0], [1]]
 
 
+@pytest.mark.parametrize("name", ["galore", "adam, 8 bits", "ramda"])
+def test_on_an_explicit_mesh_of_one_device(name):
+    """Leaves are alone there: stacks would have to say how they are sharded."""
+    axes = (AxisType.Explicit,) * 2
+    mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=axes)
+    params = normal_tree("params", dict.fromkeys("ab", (16, 12)))
+    on_mesh = jax.device_put(params, NamedSharding(mesh, P("data", "model")))
+    optimizer = MAKE[name]()
+    expected, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    with jax.set_mesh(mesh):
+        found, _ = jax.jit(optimizer.update)(on_mesh, optimizer.init(on_mesh), on_mesh)
+    for leaf, x in expected.items():
+        np.testing.assert_allclose(found[leaf], x, rtol=1e-4, atol=1e-6)
+
+
 def test_outside_of_jit_leaves_are_alone():
     assert Stacks("aa", [jnp.zeros(3)] * 2).groups == [[0], [1]]
 
@@ -129,3 +146,21 @@ def test_slices_of_a_stack_are_at_places_that_the_compiler_does_not_know():
     text = jax.jit(update).lower(params, state, params).compile().as_text()
     starts = re.findall(r"dynamic-slice\([^,]*, ([^,)]*)", text)
     assert starts and not any("constant" in start for start in starts)
+
+
+@pytest.mark.parametrize("name", ["galore", "apollo", "adam, 8 bits"])
+def test_what_a_state_keeps_of_a_stack_is_written_apart(name):
+    """So that it is not compared with all else: that of `tests/benchmarks/many_leaves.py`."""
+    optimizer, params = MAKE[name](), normal_tree("params", SHAPES)
+    state = jax.eval_shape(optimizer.init, params)
+    text = jax.jit(optimizer.update).lower(params, state, params).compile().as_text()
+    bodies = re.findall(r" call\(.*to_apply=%([\w.-]+)", text)
+    slices = [_body(text, name).count("dynamic-slice") for name in bodies]
+    assert sum(slices) >= 2 * 4
+
+
+def _body(text, name):
+    """A computation of a program and those of its fusions."""
+    own = re.search(rf"^%{re.escape(name)} \(.*?^}}", text, re.M | re.S)[0]
+    fused = re.findall(r"calls=%([\w.-]+)", own)
+    return own + "".join(_body(text, f) for f in fused)
