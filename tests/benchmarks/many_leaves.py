@@ -1,8 +1,8 @@
 """Trace and compile times of trees of many leaves: `python tests/benchmarks/many_leaves.py 500`.
 
 Every leaf is 64 x 64, as in the unstacked layers and experts of a mixture. Seconds of CPU time, of
-the whole step (`update` and `apply_updates` in one jit), optimizers in turn in one process; the
-numbers of leaves and, after `--only`, names of optimizers choose less.
+the whole step (`update` and `apply_updates` in one jit), optimizers in turn in one process. Names
+after `--only` choose some, and of several numbers of leaves the growth is shown, too: `500 2000`.
 """
 
 import argparse
@@ -49,18 +49,28 @@ def main():
     parser.add_argument("--only", nargs="+", default=list(OPTIMIZERS))
     options = parser.parse_args()
     first, *_ = options.only
-    for leaves in options.leaves:
-        times = {name: [] for name in options.only}
-        for _ in range(options.rounds):
-            for name in options.only:
-                times[name].append(seconds(OPTIMIZERS[name], leaves))
+    times = {leaves: {name: [] for name in options.only} for leaves in options.leaves}
+    for _ in range(options.rounds):
+        for name in options.only:
+            for leaves in options.leaves:
+                times[leaves][name].append(seconds(OPTIMIZERS[name], leaves))
+    for leaves, by_name in times.items():
         print(f"{leaves} leaves: trace + compile, and their sum over that of {first}")
-        for name, pairs in times.items():
+        for name, pairs in by_name.items():
             traced, compiled = map(statistics.median, zip(*pairs, strict=True))
-            ratio = statistics.median(
-                sum(mine) / sum(other) for mine, other in zip(pairs, times[first], strict=True)
-            )
-            print(f"{name:20}{traced:7.1f} +{compiled:6.1f}{ratio:7.2f}", flush=True)
+            print(f"{name:20}{traced:7.1f} +{compiled:6.1f}{ratio(pairs, by_name[first]):7.2f}")
+    fewest, *more = times
+    for leaves in more:
+        print(f"growth from {fewest} to {leaves} leaves")
+        for name, pairs in times[leaves].items():
+            print(f"{name:20}{ratio(pairs, times[fewest][name]):7.2f}")
+
+
+def ratio(pairs, others):
+    """The median of the ratios of their sums, round by round."""
+    return statistics.median(
+        sum(mine) / sum(other) for mine, other in zip(pairs, others, strict=True)
+    )
 
 
 if __name__ == "__main__":
