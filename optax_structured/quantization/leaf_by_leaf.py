@@ -13,7 +13,7 @@ from optax_structured.xla.output_by_output import OutputByOutput
 from optax_structured.xla.sequencing import as_one, zero_after
 from optax_structured.xla.stacks import Rows, Stacks
 
-_TOGETHER = 2**17  # entries of leaves that are decoded at once, of which there are hundreds
+_TOGETHER = 2**16  # entries of leaves that are decoded at once, of which there are hundreds
 
 
 def leaf_by_leaf(
@@ -82,7 +82,7 @@ def leaf_by_leaf(
 def together(sizes: Sequence[int]) -> list[range]:
     """Runs of leaves of these sizes, each alone but for small ones.
 
-    >>> together([2**17, 100, 100, 2**20])
+    >>> together([2**16, 100, 100, 2**20])
     [range(0, 1), range(1, 3), range(3, 4)]
     """
     runs: list[range] = []
