@@ -14,8 +14,8 @@ def apart(function: Callable[..., Any], *operands: Any) -> Any:
 
     Backend: CPU, one device, under `jit`. There XLA compares what each kernel of a program reads
     and writes with what every other one does. The kernels of a call are compared with each other,
-    and what they share counts once outside. Gain: 2000 leaves of 64 x 64 compile in 38 s instead of
-    49 with `apollo`, in 41 instead of 64 in 8-bit Adam. It can go when
+    and what they share counts once outside. Gain: 2000 leaves of 64 x 64 compile in 46 s instead of
+    58 with `apollo`, in 47 instead of 65 in 8-bit Adam. It can go when
     `tests/benchmarks/many_leaves.py` grows as slowly from 500 to 2000 leaves without.
 
     Args:
