@@ -105,7 +105,7 @@ class Stacks:
         return [results[i] for i in range(len(self.kinds))]
 
     def unstack_apart(self, stacked: Sequence[Any], rows: Rows) -> list[Any]:
-        """`unstack` of what is only returned: in a program of its own, as no kernel reads it."""
+        """`unstack` in a program of its own, of what is returned and hardly read."""
         count = max(map(len, self.groups), default=1)
         if count == 1 or not jax.tree.leaves(stacked):
             return self.unstack(stacked, rows)
